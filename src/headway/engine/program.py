@@ -244,7 +244,7 @@ class CpuProgram:
         eps = self.weights.config.norm_eps
 
         def kernel(planes: int) -> PrepareRow:
-            return PrepareRow(m.inputs, norm is not None, eps, planes)
+            return PrepareRow(m.inputs, norm is not None, eps, planes, m.kind if planes else "")
 
         words = {
             at.R_SOURCE: source,
@@ -337,7 +337,11 @@ class CpuProgram:
             at.A_STATE_BYTES: state_bytes(self.isa, c.head_dim),
             at.A_PARTIALS: address(self._partials),
         }
-        kernels: dict[int, Kernel] = {at.A_CLEAR: ClearStates(c.head_dim), at.A_FOLD: FoldState(c.head_dim), at.A_FINISH: FinishState(c.head_dim)}
+        kernels: dict[int, Kernel] = {
+            at.A_CLEAR: ClearStates(c.head_dim),
+            at.A_FOLD: FoldState(c.head_dim),
+            at.A_FINISH: FinishState(c.head_dim),
+        }
         for i, heads in enumerate(groups):
             words[at.A_KERNELS + 3 * i] = heads
             for j, n in enumerate((tokens, 1)):

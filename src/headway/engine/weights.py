@@ -114,7 +114,9 @@ class PackedWeights:
 
 def _kind(tensor: GgufTensor) -> Kind:
     if tensor.ggml_type not in KINDS:
-        raise ModelError(f"tensor {tensor.name} has ggml type {tensor.ggml_type}, for which there is no kernel yet; this engine runs {TYPE_NAMES}")
+        raise ModelError(
+            f"tensor {tensor.name} has ggml type {tensor.ggml_type}, for which there is no kernel yet; this engine runs {TYPE_NAMES}"
+        )
     return KINDS[tensor.ggml_type]
 
 
@@ -123,7 +125,9 @@ def _check(config: LlamaConfig) -> None:
         if value % 32:
             raise ModelError(f"{config.name}: {name} {value} is not a multiple of 32, which the kernels need")
     if config.head_dim % 16 or config.rope_dim % 16:
-        raise ModelError(f"{config.name}: head size {config.head_dim} (rotated {config.rope_dim}) is not a multiple of 16, which the kernels need")
+        raise ModelError(
+            f"{config.name}: head size {config.head_dim} (rotated {config.rope_dim}) is not a multiple of 16, which the kernels need"
+        )
 
 
 def _packed_bytes(config: LlamaConfig, tensors: dict[str, GgufTensor]) -> int:
@@ -142,5 +146,3 @@ def _packed_bytes(config: LlamaConfig, tensors: dict[str, GgufTensor]) -> int:
         if gate.ggml_type != up.ggml_type:
             raise ModelError(f"layer {i}: gate is type {gate.ggml_type} and up is type {up.ggml_type}; one product needs one type")
     return total
-
-

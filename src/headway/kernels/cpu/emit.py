@@ -175,6 +175,14 @@ class Kit:
         f = self.function("llvm.x86.avx2.pmadd.wd", self.i, [self.words, self.words])
         return self.b.call(f, [total, ir.Constant(self.words, [1] * 2 * self.lanes)])
 
+    def multiply_pairs(self, x: Value, y: Value) -> Value:
+        """int16 pairs: x[2i]*y[2i] + x[2i+1]*y[2i+1] as int32, one lane each (AVX2)."""
+        return self.b.call(self.function("llvm.x86.avx2.pmadd.wd", self.i, [self.words, self.words]), [x, y])
+
+    def every_other(self, x: Value, y: Value, first: int) -> Value:
+        """Lanes first, first+2, ... of x followed by those of y."""
+        return self.b.shuffle_vector(x, y, ir.Constant(vector(I32, self.lanes), list(range(first, 2 * self.lanes, 2))))
+
     # ---- control flow
     def loop(self, count: Value, initial: Sequence[Value], body: Callable[[Value, list[Value]], Sequence[Value]]) -> list[Value]:
         """do { values = body(i, values) } while (++i < count), count >= 1; returns the last values."""

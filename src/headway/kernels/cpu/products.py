@@ -7,6 +7,7 @@ depend on the rows beside it (specs/engine.md 4.4).
 
 Activation row of a quantised product: per block of 32 inputs a record of 48 bytes (one plane) or 80 (two planes):
 `int8 a[32] | int8 b[32] if two planes | f32 scale | f32 scale*sum | i32 -128*sum | 4 bytes`, x ~ scale*a or scale*(256a + b).
+On CPUs without int8 dot products the two planes are one `int16 (256a + b)[32]` (`is_wide`).
 Activation row of a float product: float32[inputs].
 """
 
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 from llvmlite import ir
 
-from headway.kernels.cpu.emit import LOG2E, Kit, Value
+from headway.kernels.cpu.emit import I8, I64, LOG2E, Kit, Value, vector
 from headway.kernels.cpu.isa import Isa
 
 Kind = Literal["q4_1", "q8_0", "f32", "f16", "bf16"]
@@ -30,6 +31,11 @@ BLOCK_INPUTS = {"q4_1": 32, "q8_0": 32, "f32": 1, "f16": 1, "bf16": 1}
 
 def record_bytes(planes: int) -> int:
     return 16 + 32 * planes
+
+
+def is_wide(isa: Isa, planes: int) -> bool:
+    """Whether two planes are stored as one int16 a value: the form for CPUs whose int8 products are 16-bit pairs."""
+    return planes == 2 and isa.dot == "maddubs"
 
 
 def strip_bytes(kind: Kind, inputs: int) -> int:
@@ -66,7 +72,7 @@ class Product:
     def emit(self, k: Kit, weights: Value, x: Value, out: Value, out_stride: Value, ahead: Value) -> None:
         strip = strip_bytes(self.kind, self.inputs)
         row = activation_bytes(self.kind, self.inputs, self.planes)
-        accumulate = _quantised if self.kind in QUANTISED else _floats
+        accumulate = _floats if self.kind not in QUANTISED else _wide if is_wide(k.isa, self.planes) else _quantised
         outs = [out]
         for _ in range(self.rows - 1):
             outs.append(k.b.add(outs[-1], out_stride))
@@ -95,6 +101,8 @@ class Product:
         """Vectors of output rows that share each activation broadcast. With 16 registers more than one spills unless rows are few."""
         if isa.lanes == 16:
             return 2
+        if is_wide(isa, self.planes):
+            return 2 if self.kind == "q4_1" and self.rows == 1 else 1
         return 2 if self.rows * self.planes <= 2 or self.kind not in QUANTISED else 1
 
 
@@ -179,6 +187,61 @@ def _quantised(k: Kit, p: Product, vectors: list[tuple[Value, int]], x: Value, r
     return k.loop(k.i64(p.inputs // BLOCK), [k.vf(0.0)] * (len(vectors) * p.rows), body)
 
 
+def _wide(k: Kit, p: Product, vectors: list[tuple[Value, int]], x: Value, row: int, share: Share) -> list[Value]:
+    """Two planes as one int16: half the instructions of two maddubs passes on CPUs without int8 dot products (docs/kernels.md)."""
+    b, block, record = k.b, BLOCK_BYTES[p.kind], record_bytes(2)
+    pairs = 4 * k.lanes  # bytes of a vector
+    fifteen = ir.Constant(k.words, [15] * 2 * k.lanes)
+
+    def shifted(q: Value, bits: int) -> Value:
+        return b.lshr(q, ir.Constant(k.words, [bits] * 2 * k.lanes))
+
+    def body(i: Value, sums: list[Value]) -> list[Value]:
+        places = [(k.index(s, i, block), h) for s, h in vectors]
+        xb = k.index(x, i, record)
+        if p.prefetch:
+            _prefetch(k, share, i, block)
+        totals = {(v, t, h): k.vi(0) for v in range(len(vectors)) for t in range(p.rows) for h in range(2)}
+        for j in range(4 if p.kind == "q4_1" else 8):
+            if p.kind == "q4_1":
+                quads = [b.bitcast(k.load(w, k.bytes, 64 + 64 * j + pairs * h, 1), k.words) for w, h in places]
+                # words hold inputs (4j, 4j+2) in their low nibbles: the order PrepareRow stores for q4_1
+                for place, take in (
+                    (8 * j, [b.and_(q, fifteen) for q in quads]),
+                    (8 * (j + 4), [b.and_(shifted(q, 4), fifteen) for q in quads]),
+                    (8 * j + 4, [b.and_(shifted(q, 8), fifteen) for q in quads]),
+                    (8 * (j + 4) + 4, [shifted(q, 12) for q in quads]),
+                ):
+                    for t in range(p.rows):
+                        a = b.bitcast(k.splat_i32(xb, t * row + place), k.words)
+                        for v, w in enumerate(take):
+                            totals[v, t, 0] = b.add(totals[v, t, 0], k.multiply_pairs(w, a))
+            else:
+                for v, (w, h) in enumerate(places):
+                    halves = [
+                        b.zext(k.load(w, vector(I8, 2 * k.lanes), 32 + 64 * j + pairs * h + 16 * side, 1), k.words) for side in range(2)
+                    ]
+                    for t in range(p.rows):
+                        a = b.bitcast(k.splat(k.load(xb, I64, t * row + 8 * j), k.lanes // 2), k.words)
+                        for side, q in enumerate(halves):
+                            totals[v, t, side] = b.add(totals[v, t, side], k.multiply_pairs(q, a))
+        out = []
+        for v, (w, h) in enumerate(places):
+            d = k.load_f16(w, 2 * k.lanes * h)
+            m = k.load_f16(w, 32 + 2 * k.lanes * h) if p.kind == "q4_1" else None
+            for t in range(p.rows):
+                n = totals[v, t, 0]
+                scales = t * row + 64
+                if p.kind == "q8_0":
+                    n = b.add(k.every_other(n, totals[v, t, 1], 0), k.every_other(n, totals[v, t, 1], 1))
+                    n = b.add(n, k.splat_i32(xb, scales + 8))
+                s = k.fma(b.fmul(d, k.splat_f32(xb, scales)), b.sitofp(n, k.f), sums[v * p.rows + t])
+                out.append(k.fma(m, k.splat_f32(xb, scales + 4), s) if m is not None else s)
+        return out
+
+    return k.loop(k.i64(p.inputs // BLOCK), [k.vf(0.0)] * (len(vectors) * p.rows), body)
+
+
 def _floats(k: Kit, p: Product, vectors: list[tuple[Value, int]], x: Value, row: int, share: Share) -> list[Value]:
     element = BLOCK_BYTES[p.kind] // STRIP_ROWS
     unroll = 4 if p.inputs % 4 == 0 else 1
@@ -214,7 +277,10 @@ def _store_silu(k: Kit, gates: list[Value], ups: list[Value], outs: list[Value],
 
 
 def tile_rows(isa: Isa, planes: int) -> tuple[int, ...]:
-    """Row counts for which kernels exist, descending; every number of rows is a sum of them. Measured per ISA (docs/kernels.md)."""
+    """Row counts for which kernels exist, descending; every number of rows is a sum of them.
+
+    The largest is the last before LLVM spills (AVX-512: specs/engine.md 3.5; AVX2: instruction counts in docs/kernels.md).
+    """
     if isa.lanes == 16:
         return (6, 4, 2, 1) if planes == 1 else (4, 2, 1)
-    return (4, 2, 1)
+    return (3, 2, 1) if planes == 1 else (2, 1)

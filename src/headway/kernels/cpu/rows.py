@@ -8,8 +8,8 @@ from typing import Literal
 
 from llvmlite import ir
 
-from headway.kernels.cpu.emit import F32, I8, I32, Kit, Value, vector
-from headway.kernels.cpu.products import BLOCK, record_bytes
+from headway.kernels.cpu.emit import F32, I8, I16, I32, Kit, Value, vector
+from headway.kernels.cpu.products import BLOCK, is_wide, record_bytes
 
 PAGE_TOKENS = 16
 KV_BYTES = 2  # f16 and bf16 alike
@@ -52,12 +52,13 @@ class PrepareRow:
     norm: bool
     eps: float
     planes: int
+    kind: str = ""  # of the product's weights: q4_1 wants the int16 form in another order
 
     arguments = 3
 
     @property
     def symbol(self) -> str:
-        return f"hw_prepare_{self.length}_{int(self.norm)}_{self.eps:g}_{self.planes}".replace("-", "m").replace(".", "p")
+        return f"hw_prepare_{self.length}_{int(self.norm)}_{self.eps:g}_{self.planes}_{self.kind}".replace("-", "m").replace(".", "p")
 
     def emit(self, k: Kit, x: Value, weights: Value, out: Value) -> None:
         scale = _scale(k, x, self.length, self.eps) if self.norm else None
@@ -73,7 +74,7 @@ class PrepareRow:
                     v = k.b.fmul(k.b.fmul(v, scale), k.load(wat, k.f, 4 * k.lanes * j))
                 values.append(v)
             if self.planes:
-                _quantise(k, values, k.index(out, i, record_bytes(self.planes)), self.planes)
+                _quantise(k, values, k.index(out, i, record_bytes(self.planes)), self.planes, self.kind)
             else:
                 k.store(values[0], k.index(out, i, 4 * step))
             return []
@@ -81,8 +82,10 @@ class PrepareRow:
         k.loop(k.i64(self.length // step), [], body)
 
 
-def _quantise(k: Kit, values: list[Value], record: Value, planes: int) -> None:
+def _quantise(k: Kit, values: list[Value], record: Value, planes: int, kind: str) -> None:
     b = k.b
+    wide = is_wide(k.isa, planes)
+    order = [4 * (i // 4) + (0, 2, 1, 3)[i % 4] if kind == "q4_1" else i for i in range(k.lanes)]
     top = k.unary("fabs", values[0])
     for v in values[1:]:
         top = k.maximum(top, k.unary("fabs", v))
@@ -95,12 +98,16 @@ def _quantise(k: Kit, values: list[Value], record: Value, planes: int) -> None:
         y = b.fmul(v, inverse)
         a = k.unary("rint", y)
         n = b.fptosi(a, k.i)
-        k.store(b.trunc(n, vector(I8, k.lanes)), record, k.lanes * j, 1)
+        if not wide:
+            k.store(b.trunc(n, vector(I8, k.lanes)), record, k.lanes * j, 1)
         if planes == 2:
             rest = k.minimum(k.unary("rint", b.fmul(b.fsub(y, a), k.vf(256.0))), k.vf(127.0))
             m = b.fptosi(rest, k.i)
-            k.store(b.trunc(m, vector(I8, k.lanes)), record, BLOCK + k.lanes * j, 1)
+            if not wide:
+                k.store(b.trunc(m, vector(I8, k.lanes)), record, BLOCK + k.lanes * j, 1)
             n = b.add(b.shl(n, k.vi(8)), m)
+            if wide:
+                k.store(k.shuffle(b.trunc(n, vector(I16, k.lanes)), order), record, 2 * k.lanes * j, 2)
         total = b.add(total, n)
     s = k.sum_i32(total)
     k.store(d, record, BLOCK * planes)
