@@ -167,7 +167,7 @@ def test_samples_of_one_prompt_end_up_on_the_same_pages():
     prompt = list(range(64)) + [1]
     engine = make_engine(HistoryProgram(pages=64))
     for id in range(4):
-        submit(engine, id, prompt, max_tokens=4, temperature=1.0, sample_index=id)
+        submit(engine, id, prompt, max_tokens=40, temperature=1.0, sample_index=id)
     clock = ticking()
     for _ in range(9):
         step(engine, clock)
