@@ -6,6 +6,7 @@ Integer bins of a fixed grid and plain floats, so that a snapshot restores them 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from headway.core.law import Residual
 
@@ -61,8 +62,7 @@ class ForgetfulHistogram:
 
     @staticmethod
     def from_plain(plain: Sequence[object]) -> "ForgetfulHistogram":
-        counts, growth, weight, total = plain
-        assert isinstance(counts, list) and isinstance(growth, float) and isinstance(weight, float) and isinstance(total, (int, float))
+        counts, growth, weight, total = cast("tuple[list[float], float, float, float]", tuple(plain))
         return ForgetfulHistogram([float(c) for c in counts], growth, weight, float(total))
 
 

@@ -14,10 +14,12 @@ from headway.scheduling.messages import EngineSpec, ModelSpec
 
 SCHEMA = "headway.view/1"
 PolicyName = Literal["fcfs", "headway"]
+# Of the distribution of output lengths (specs/scheduling.md 5.4); the quantile is ours. Wrong promises cost a preemption, not an error.
+PROMISE_QUANTILE = 0.8
 POLICIES: tuple[PolicyName, ...] = ("fcfs", "headway")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class SequenceView:
     """One sequence. `ttft_ns`/`tpot_ns` are the plan (-1 = nothing due): an `e2e_s` promise is split in halves, half to read the
     prompt and half to write `max_tokens`. `missed`: some due time has passed unmet; from then on only its pace counts."""
@@ -115,6 +117,7 @@ class View:
     lengths: ForgetfulHistogram = field(default_factory=learned.new_lengths)
     decode_margin: float = 1.05
     mixed_margin: float = 1.05
+    typical_length: int = learned.LENGTH_COLD_TOKENS
 
     def free_pages(self, model: str, without: Iterable[int] = ()) -> int:
         """A lower bound of the pages that can be had, were the sequences `without` gone: shared pages are counted once too often on
@@ -127,6 +130,14 @@ class View:
     def kv_pages(self, sequence: SequenceView, tokens: int) -> int:
         return pages_for(tokens, self.models[sequence.model].spec.page_tokens)
 
+    def promised_pages(self, s: SequenceView) -> int:
+        """Pages a sequence is promised when it starts: its prompt and `PROMISE_QUANTILE` of output lengths, or what it holds."""
+        length = min(s.max_tokens, max(self.typical_length, s.emitted + 1))
+        return max(s.pages_held, self.kv_pages(s, s.prompt_tokens + length))
+
+    def refresh_length(self) -> None:
+        self.typical_length = learned.expected_length(self.lengths, PROMISE_QUANTILE, 1 << 30)
+
     def refresh_margins(self) -> None:
         self.decode_margin = clip_margin(learned.ratio_quantile(self.decode_ratios, 0.95))
         self.mixed_margin = clip_margin(learned.ratio_quantile(self.mixed_ratios, 0.95))
@@ -137,9 +148,7 @@ class View:
             "schema": SCHEMA,
             "policy": self.policy,
             "spec": spec_to_plain(self.spec),
-            "models": [
-                [name, mv.law.to_params(), mv.correction.to_plain(), mv.reported_pages] for name, mv in self.models.items()
-            ],
+            "models": [[name, mv.law.to_params(), mv.correction.to_plain(), mv.reported_pages] for name, mv in self.models.items()],
             "sequences": [_sequence_to_plain(s) for s in self.sequences.values()],
             "pace_ns": self.pace_ns,
             "submitted": self.submitted,
@@ -172,6 +181,7 @@ class View:
             lengths=ForgetfulHistogram.from_plain(lengths),
         )
         view.refresh_margins()
+        view.refresh_length()
         return view
 
 
@@ -197,7 +207,8 @@ def spec_to_plain(spec: EngineSpec) -> list[object]:
 
 def spec_from_plain(plain: object) -> EngineSpec:
     threads, memory_bytes, max_rows, max_sequences, models = cast("tuple[int, int, int, int, list[list[object]]]", plain)
-    return EngineSpec(threads, memory_bytes, max_rows, max_sequences, tuple(ModelSpec(*cast("tuple[str, str, str, int, int, int, dict[str, str]]", tuple(m))) for m in models))
+    specs = (ModelSpec(*cast("tuple[str, str, str, int, int, int, dict[str, str]]", tuple(m))) for m in models)
+    return EngineSpec(threads, memory_bytes, max_rows, max_sequences, tuple(specs))
 
 
 def slo_to_plain(slo: Slo) -> list[object]:
