@@ -1,6 +1,6 @@
 """The engine process: `python -m headway.engine.process FD ENGINE_ID BOOT FRONT_PID [FACTORY]`.
 
-The front owns this process: when it goes, so does this one (end of file on the channel, and PR_SET_PDEATHSIG for a loop inside a long call).
+The front owns this process: when it goes, so does this one (end of file on the channel; PR_SET_PDEATHSIG inside a long call).
 FACTORY ("module:function") is for test doubles; see engine.loop.
 """
 
@@ -11,7 +11,7 @@ import socket
 import sys
 
 _PR_SET_PDEATHSIG = 1
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS")} | {
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS"), "1") | {
     "TOKENIZERS_PARALLELISM": "false"
 }
 """Set in both processes before anything imports numpy or numba: the Team owns the cores (DESIGN.md section 2)."""
