@@ -32,7 +32,7 @@ class FrontConnection(H11Protocol):
             scope[TRANSPORT] = transport
             await inner(scope, receive, send)
 
-        self.app = reach_transport  # type: ignore[assignment]
+        self.app = reach_transport
         self._header_timer = self.loop.call_later(HEADER_TIMEOUT_S, self._close_if_silent)
 
     def _close_if_silent(self) -> None:

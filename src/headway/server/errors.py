@@ -90,4 +90,6 @@ def problem_of(error: HeadwayError) -> Problem | None:
 
 def accident(request_id: str) -> Problem:
     """500 without a trace; the log has it under the same id."""
-    return Problem(500, "server_error", f"the server failed on this request; its log explains it under {request_id}", None, "internal_error")
+    return Problem(
+        500, "server_error", f"the server failed on this request; its log explains it under {request_id}", None, "internal_error"
+    )

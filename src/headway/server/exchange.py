@@ -44,6 +44,7 @@ class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        self.query: bytes = scope.get("query_string", b"")
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.transport: asyncio.Transport | None = scope.get(TRANSPORT)
         self.request_id = "req_" + secrets.token_hex(12)

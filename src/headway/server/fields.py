@@ -76,7 +76,9 @@ def no_others(body: Object, name: str, known: Collection[str]) -> None:
     """Raises InvalidRequest when `body` (the field called `name`) has a key outside `known` that is not null."""
     for key, value in body.items():
         if key not in known and value is not None:
-            raise InvalidRequest(f"'{name}.{shown(key)[1:-1]}' is not known here; known are {', '.join(sorted(known))}", param=f"{name}.{key}"[:200])
+            raise InvalidRequest(
+                f"'{name}.{shown(key)[1:-1]}' is not known here; known are {', '.join(sorted(known))}", param=f"{name}.{key}"[:200]
+            )
 
 
 def is_token_ids(value: object) -> bool:
@@ -103,5 +105,3 @@ def check_depth(raw: bytes, parsed: object) -> None:
             return
         level = deeper
     raise InvalidRequest(f"the JSON body is nested deeper than {JSON_DEPTH} levels")
-
-

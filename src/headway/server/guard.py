@@ -54,7 +54,9 @@ class Guard:
         text = origin.decode("latin-1").strip().lower()
         if self.cors is not None and (self.cors == "*" or text == self.cors.lower().rstrip("/")):
             exchange.reply_headers += [(b"access-control-allow-origin", origin), (b"vary", b"Origin")]
-            exchange.reply_headers.append((b"access-control-expose-headers", b"x-request-id, x-slo-class, x-slo-ttft-ms, x-slo-tpot-ms, retry-after"))
+            exchange.reply_headers.append(
+                (b"access-control-expose-headers", b"x-request-id, x-slo-class, x-slo-ttft-ms, x-slo-tpot-ms, retry-after")
+            )
         elif text not in (f"http://{host}", f"https://{host}"):
             message = f"pages of origin {text[:80]!r} may not use this server; start it with --cors {text[:80]} if they should"
             raise HttpError(Problem(403, "permission_error", message, None, "origin_not_allowed"))
@@ -72,7 +74,11 @@ class Guard:
 def preflight_headers(exchange: Exchange) -> list[tuple[bytes, bytes]]:
     """Headers of the answer to an OPTIONS request of an allowed origin."""
     wanted = exchange.headers.get(b"access-control-request-headers", b"authorization, content-type")
-    return [(b"access-control-allow-methods", b"GET, HEAD, POST, OPTIONS"), (b"access-control-allow-headers", wanted), (b"access-control-max-age", b"600")]
+    return [
+        (b"access-control-allow-methods", b"GET, HEAD, POST, OPTIONS"),
+        (b"access-control-allow-headers", wanted),
+        (b"access-control-max-age", b"600"),
+    ]
 
 
 def is_loopback(host: str) -> bool:

@@ -7,7 +7,11 @@ from headway.core.slo import Slo, from_request, resolve
 
 def read_promise(body: Mapping[str, object], headers: Mapping[bytes, bytes]) -> Slo:
     """The complete Slo of a request: body `slo`, then headers part by part, then the class default. Raises InvalidRequest."""
-    relevant = {name.decode("latin-1"): value.decode("latin-1").strip() for name, value in headers.items() if name.startswith((b"x-slo-", b"x-llm-d-slo-"))}
+    relevant = {
+        name.decode("latin-1"): value.decode("latin-1").strip()
+        for name, value in headers.items()
+        if name.startswith((b"x-slo-", b"x-llm-d-slo-"))
+    }
     return resolve(from_request(dict(body) or None, relevant))
 
 

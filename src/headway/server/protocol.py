@@ -45,7 +45,15 @@ _COMMON = {
     "model", "max_tokens", "stream", "stream_options", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids", "n",
     "ignore_eos", "min_tokens", "logprobs", "user", "cache_salt", "slo", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
 }  # fmt: skip
-_CHAT = _COMMON | {"messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs"}
+_CHAT = _COMMON | {
+    "messages",
+    "max_completion_tokens",
+    "top_logprobs",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "chat_template_kwargs",
+}
 _COMPLETION = _COMMON | {"prompt", "echo", "best_of"}
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -144,7 +152,9 @@ def _refuse_unsupported(body: Object, known: set[str]) -> tuple[str, ...]:
             ignored.append(name[:64])
         elif value not in NEUTRAL[name]:
             neutral = " or ".join(fields.shown(item) for item in NEUTRAL[name]) or "null"
-            raise InvalidRequest(f"'{name}' is not supported by this server: leave it out or send {neutral}; got {fields.shown(value)}", param=name)
+            raise InvalidRequest(
+                f"'{name}' is not supported by this server: leave it out or send {neutral}; got {fields.shown(value)}", param=name
+            )
     return tuple(ignored)
 
 
@@ -191,7 +201,9 @@ def _read_stop_ids(value: object) -> tuple[int, ...]:
     if value is None:
         return ()
     if not isinstance(value, list) or not fields.is_token_ids(value) or len(value) > MAX_STOPS or any(not 0 <= id < 2**31 for id in value):
-        raise InvalidRequest(f"'stop_token_ids' must be a list of at most {MAX_STOPS} token ids; got {fields.shown(value)}", param="stop_token_ids")
+        raise InvalidRequest(
+            f"'stop_token_ids' must be a list of at most {MAX_STOPS} token ids; got {fields.shown(value)}", param="stop_token_ids"
+        )
     return tuple(value)
 
 
@@ -245,7 +257,9 @@ def _flatten(content: object, param: str, optional: bool) -> str:
     for i, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
         if kind != "text":
-            raise InvalidRequest(f"'{param}.{i}' must be a part of type 'text'; parts of type {fields.shown(kind)} are not supported", param=f"{param}.{i}")
+            raise InvalidRequest(
+                f"'{param}.{i}' must be a part of type 'text'; parts of type {fields.shown(kind)} are not supported", param=f"{param}.{i}"
+            )
         pieces.append(fields.text(part, "text", limit=2**31))
     return "".join(pieces)
 
@@ -255,7 +269,9 @@ def _read_tools(body: Object) -> tuple[list[dict[str, Any]] | None, str]:
     tools, choice = body.get("tools"), body.get("tool_choice")
     fields.boolean(body, "parallel_tool_calls", True)
     if choice not in (None, "none", "auto"):
-        raise InvalidRequest(f"'tool_choice' must be 'none' or 'auto': this server cannot force a tool call; got {fields.shown(choice)}", param="tool_choice")
+        raise InvalidRequest(
+            f"'tool_choice' must be 'none' or 'auto': this server cannot force a tool call; got {fields.shown(choice)}", param="tool_choice"
+        )
     if tools is None or tools == []:
         return None, ""
     expect(isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools), "tools", tools, "a list of objects")

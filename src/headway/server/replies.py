@@ -54,7 +54,8 @@ def completion_logprobs(tokenizer: Tokenizer, notes: list[TokenNote]) -> dict[st
         "tokens": [_lossy(tokenizer, note.id) for note in notes],
         "token_logprobs": [None if note.logprobs is None else _finite(note.logprobs.logprob) for note in notes],
         "top_logprobs": [
-            None if note.logprobs is None else {_lossy(tokenizer, id): _finite(logprob) for id, logprob in note.logprobs.top} for note in notes
+            None if note.logprobs is None else {_lossy(tokenizer, id): _finite(logprob) for id, logprob in note.logprobs.top}
+            for note in notes
         ],
         "text_offset": [note.offset for note in notes],
     }
@@ -125,7 +126,13 @@ class ChatChunks(_Frame):
     def delta(self, index: int, text: str, logprobs: dict[str, Any] | None, usage: Usage) -> bytes:
         notes = b"null" if logprobs is None else encode(logprobs)
         tail = self._plain_tail if not self._continuous else self.tail(usage, None)
-        return b'%b{"index":%d,"delta":{"content":%b},"logprobs":%b,"finish_reason":null}%b' % (self._head, index, encode(text), notes, tail)
+        return b'%b{"index":%d,"delta":{"content":%b},"logprobs":%b,"finish_reason":null}%b' % (
+            self._head,
+            index,
+            encode(text),
+            notes,
+            tail,
+        )
 
     def closing(self, index: int, reason: str, usage: Usage, extras: dict[str, Any] | None) -> bytes:
         choice = b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":%b}' % (index, encode(reason))

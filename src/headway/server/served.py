@@ -21,7 +21,11 @@ class Template(Protocol):
     """The part of `models.chat.ChatTemplate` the front uses."""
 
     def encode(
-        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, add_generation_prompt: bool = True, kwargs: Any = None
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        kwargs: Any = None,
     ) -> list[int]: ...
 
 
