@@ -175,7 +175,8 @@ def refuse_hole(before: Segment | None, segment: Segment, is_last: bool) -> None
     if before is not None and segment.first_seq != before.last_seq + 1:
         raise JournalCorrupt(
             f"journal segment {before.name} ends with record {before.last_seq}, but the next one, {segment.name}, begins with "
-            f"{segment.first_seq}: records are missing between them; restore the files from a backup, or move the directory away to start anew"
+            f"{segment.first_seq}: records are missing between them; "
+            "restore the files from a backup, or move the directory away to start anew"
         )
     if not segment.frames and not is_last:
         raise JournalCorrupt(f"journal segment {segment.name} holds no record but has a successor; restore the file from a backup")
