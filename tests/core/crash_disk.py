@@ -6,7 +6,6 @@ not. It is coarser than `headway.crashtest`: no reordering between directory ope
 """
 
 import errno
-import os
 import random
 import threading
 from pathlib import Path
@@ -57,10 +56,10 @@ class CrashDisk(Disk):
 
     def sync_path(self, path: str) -> None:
         self._spend("sync", path)
-        if os.path.isdir(path):
-            self.durable_names = {name for name in self.durable_names if os.path.dirname(name) != path}
-            self.durable_names |= {os.path.join(path, name) for name in os.listdir(path)}
-            self.unlinked = {name: content for name, content in self.unlinked.items() if os.path.dirname(name) != path}
+        here = Path(path)
+        if here.is_dir():
+            self.durable_names = {name for name in self.durable_names if Path(name).parent != here} | {str(file) for file in here.iterdir()}
+            self.unlinked = {name: content for name, content in self.unlinked.items() if Path(name).parent != here}
         else:
             self.synced[path] = Path(path).read_bytes()
 

@@ -1,5 +1,6 @@
 """What the journal makes of damage: every legal crash loses nothing acknowledged, everything else is refused by name."""
 
+import contextlib
 import os
 import random
 import signal
@@ -12,11 +13,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.core.crash_disk import CrashDisk
 
 from headway.core.durable import Journal, read_records
 from headway.core.errors import DurabilityLost, JournalCorrupt
 from headway.core.segment import add_frame, header, read_segment, segment_name
-from tests.core.crash_disk import CrashDisk
 
 LIMIT = 1 << 20
 
@@ -126,6 +127,14 @@ def test_a_last_segment_without_a_good_frame_makes_way(tmp_path: Path) -> None:
     assert list(read_records(tmp_path)) == [(1, b"one"), (2, b"two")]
 
 
+def test_the_empty_segment_is_gone_for_good_before_its_name_is_used_again(tmp_path: Path) -> None:
+    (tmp_path / segment_name(1)).write_bytes(header(1, 9))
+    disk = CrashDisk()
+    with Journal(tmp_path, disk=disk) as journal:
+        journal.append_commit(b"one")
+    assert disk.log[:3] == [("unlink", segment_name(1)), ("sync", tmp_path.name), ("create", segment_name(1))]
+
+
 def test_an_empty_last_segment_still_tells_of_lost_ones(tmp_path: Path) -> None:
     with Journal(tmp_path) as journal:
         journal.append_commit(b"one")
@@ -208,10 +217,8 @@ def test_no_history_of_crashes_loses_an_acknowledged_record(lives: list[tuple[li
             except BaseException as cut:  # the cut hit this thread, in drop_before
                 assert type(cut).__name__ == "PowerCut", cut
             disk.calls_left = 0
-            try:
+            with contextlib.suppress(DurabilityLost):
                 journal.close()
-            except DurabilityLost:
-                pass
             if death == "power":
                 disk_image = Path(scratch) / str(number)
                 disk.image(here, disk_image, random.Random(seed))
