@@ -30,9 +30,9 @@ def quantise_activations(x: Array, planes: int) -> tuple[Array, npt.NDArray[np.i
     if x.ndim != 2 or x.shape[1] % BLOCK:
         raise ValueError(f"x has the shape {x.shape}; expected rows of a multiple of {BLOCK}")
     blocks = x.astype(np.float32).reshape(x.shape[0], -1, BLOCK)
-    d = (np.abs(blocks).max(axis=2) / np.float32(127)).astype(np.float32)
-    with np.errstate(divide="ignore", over="ignore"):
-        inverse = np.where(d == 0, np.float32(0), np.float32(1) / d).astype(np.float32)
+    peak = np.abs(blocks).max(axis=2)
+    d = (peak / np.float32(127)).astype(np.float32)
+    inverse = np.divide(np.float32(127), peak, out=np.zeros_like(peak), where=peak > 0)  # x/d with one rounding less, as the kernels do
     scaled = (blocks * inverse[:, :, None]).astype(np.float32)
     a = np.rint(scaled)
     first = np.clip(a, -127, 127).astype(np.int8).reshape(x.shape)
