@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 
 CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
@@ -37,6 +36,8 @@ def smollm2_path() -> Path:
     try:
         return hub.path_of("smollm2-135m")
     except HeadwayError as error:
+        import pytest  # here, so that make_golden runs where pytest is not installed
+
         pytest.skip(f"needs the SmolLM2 file: {error} (or set HEADWAY_TEST_MODEL)")
 
 

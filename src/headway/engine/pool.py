@@ -109,7 +109,7 @@ class PagePool:
         return dropped
 
     def check(self, tables: Iterable[Sequence[int]]) -> None:
-        """Raise PoolCorrupt unless refcounts equal the entries of all `tables` and every page is in exactly one state. For tests: O(pages)."""
+        """Raise PoolCorrupt unless refcounts equal the entries of all `tables` and every page has one state. For tests: O(pages)."""
         owners = [0] * self.pages
         for table in tables:
             for page in table:

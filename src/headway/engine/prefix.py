@@ -1,7 +1,7 @@
 """Which full KV pages hold which tokens: a tree of pages keyed by a hash chain, verified by comparing the tokens themselves.
 
-A page's identity is its parent's identity, its tokens and its rows' classes, under a root of (model, accuracy, KV dtype, salt). Only the index
-lives here; owners and LRU order are the pool's (specs/engine.md 4.2).
+A page's identity is its parent's identity, its tokens and its rows' classes, under a root of (model, accuracy, KV dtype, salt).
+Only the index lives here; owners and LRU order are the pool's (specs/engine.md 4.2).
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class PrefixCorrupt(HeadwayError):
 
 @dataclass(frozen=True, slots=True)
 class CachedPage:
-    """`tokens`: int32 little endian, one page full; `classes`: one byte a row (0 prompt, 1 generated), empty where classes do not matter."""
+    """`tokens`: int32 little endian, a full page; `classes`: a byte a row (0 prompt, 1 generated), empty where classes do not matter."""
 
     page: int
     key: bytes

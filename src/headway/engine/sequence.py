@@ -3,6 +3,7 @@
 from array import array
 from dataclasses import dataclass, field
 
+from headway.core.slo import Slo
 from headway.engine.wire import Sampling, TokenLogprobs
 
 PROMPT, GENERATED = 0, 1
@@ -25,7 +26,7 @@ class Sequence:
     """effective: the request's, less what context and pool cannot hold"""
     stop_ids: frozenset[int]
     root: bytes
-    tokens: array[int]
+    tokens: "array[int]"
     classes: bytearray
     computed: int = 0
     settled: int = 0
@@ -37,10 +38,9 @@ class Sequence:
     cached_tokens: int = 0
     """prompt tokens that came from the prefix cache before the first own row"""
     started: bool = False
-    reported_started: bool = False
-    greedy_only: bool = False
-    """plain argmax: no penalty, mask or log-prob to look at"""
     prompt_scores: list[TokenLogprobs | None] | None = None
+    slo: Slo = field(default_factory=Slo)
+    relegated: bool = False
 
     @property
     def emitted(self) -> int:
@@ -78,6 +78,5 @@ def new_sequence(
         root=root,
         tokens=array("i", token_ids),
         classes=bytearray(len(token_ids)),
-        greedy_only=sampling.temperature == 0 and sampling.logprobs is None and not sampling.prompt_logprobs and sampling.min_tokens == 0,
         prompt_scores=[None] if sampling.prompt_logprobs else None,
     )
