@@ -582,7 +582,7 @@ def lay_out_items(p):
 def chunks_of(p, op, items):
     code = get(op + 8 * OP_CODE)
     rows = get(p + 8 * P_ROWS)
-    if code == OP_EMBED or code == OP_ROTATE:
+    if code in (OP_EMBED, OP_ROTATE):
         return (rows + ROW_CHUNK - 1) // ROW_CHUNK
     if code == OP_PREPARE:
         n, _ = rows_of(p, op)
