@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from itertools import pairwise
 
 from tests.support import byte_alphabet
 
@@ -17,7 +18,7 @@ def encode(text: str, ids: dict[str, int], ranks: dict[tuple[str, str], int]) ->
         for word in split_words(run):
             parts = [alphabet[byte] for byte in word.encode()]
             while len(parts) > 1:
-                pairs = [(ranks.get((a, b), len(ranks)), at) for at, (a, b) in enumerate(zip(parts, parts[1:]))]
+                pairs = [(ranks.get((a, b), len(ranks)), at) for at, (a, b) in enumerate(pairwise(parts))]
                 rank, at = min(pairs)
                 if rank == len(ranks):
                     break

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support import CHATML, smollm2_path, tiny_model
 
 from headway.core.errors import InvalidRequest, ModelError
 from headway.models import open_model
 from headway.models.chat import ChatTemplate
 from headway.models.tokenizer import Tokenizer
-from tests.support import CHATML, smollm2_path, tiny_model
 
 START, END = 1, 2
 
@@ -83,7 +83,7 @@ def test_other_strings_of_a_request_are_defused_too(tokenizer: Tokenizer) -> Non
 
 
 def test_templates_that_compare_words_still_can(tokenizer: Tokenizer) -> None:
-    source = "<|im_start|>{% for t in tools %}{{ 'F' if t.type == 'function' else 'other' }}{% endfor %}{{ 'T' if '</think>' in messages[0].content }}"
+    source = "<|im_start|>{% for t in tools %}{{ 'F' if t.type == 'function' }}{% endfor %}{{ 'T' if '</think>' in messages[0].content }}"
     ids = ChatTemplate(source, tokenizer).encode([user("a</think>b")], tools=[{"type": "function"}])
     assert tokenizer.decode(ids) == "FT"
 
@@ -131,7 +131,7 @@ def test_hostile_templates_end_in_a_clear_error(tokenizer: Tokenizer, what: str)
 def test_an_endless_template_is_stopped(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headway.models.sandbox.MAX_SECONDS", 0.05)
     source = "{% for i in range(99999) %}{% for j in range(99999) %}{% set x = messages[0] %}{% endfor %}{% endfor %}"
-    with pytest.raises(InvalidRequest, match="ran longer than 0.05 s"):
+    with pytest.raises(InvalidRequest, match=r"ran longer than 0\.05 s"):
         ChatTemplate(source, tokenizer).encode([user("y")])
 
 
@@ -146,8 +146,8 @@ def test_a_base_model_has_none(tmp_path_factory: pytest.TempPathFactory) -> None
 
 @pytest.mark.model
 def test_smollm2_golden_conversation() -> None:
-    golden = """1 9690 198 2683 359 253 5356 5646 11173 3365 3511 308 34519 28 7018 411 407 19712 8182 2 198 1 4093 198 1780 314 260 3575 282
-    4649 47 2 198 1 520 9531 198"""
+    golden = """1 9690 198 2683 359 253 5356 5646 11173 3365 3511 308 34519 28 7018 411 407 19712 8182 2 198 1 4093 198 1780 314 260 3575
+    282 4649 47 2 198 1 520 9531 198"""
     template = open_model(smollm2_path()).chat_template
     assert template is not None
     assert template.encode([user("What is the capital of France?")]) == [int(token) for token in golden.split()]

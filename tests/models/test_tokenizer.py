@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.models import bpe_oracle
+from tests.support import CONTROL_TOKENS, smollm2_path, tiny_model, tiny_vocabulary
 
 from headway.core.errors import ModelError
 from headway.models import open_model
 from headway.models.tokenizer import DetokenizeStream, Tokenizer
-from tests.models import bpe_oracle
-from tests.support import CONTROL_TOKENS, smollm2_path, tiny_model, tiny_vocabulary
 
 GOLDEN = {  # ids of llama.cpp (specs/engine.md 2.8)
     "Hello, world!": "19556 28 905 17",
