@@ -65,21 +65,32 @@ class MockServer:
         path = head.split(" ", 2)[1]
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head.split("\r\n")[1:])}
         if path == "/health":
-            return await self.plain(writer, 200, {"status": "ok"})
+            await self.plain(writer, 200, {"status": "ok"})
+            return None
         if path == "/v1/models":
-            return await self.plain(writer, 200, {"object": "list", "data": [{"id": "mock", "object": "model"}]})
+            await self.plain(writer, 200, {"object": "list", "data": [{"id": "mock", "object": "model"}]})
+            return None
         body = json.loads(await reader.readexactly(int(headers.get("content-length", "0"))) or b"{}")
         if path not in ("/v1/chat/completions", "/v1/completions"):
-            return await self.plain(writer, 404, {"error": {"message": f"no {path}", "type": "not_found_error", "param": None, "code": None}})
+            return await self.plain(
+                writer, 404, {"error": {"message": f"no {path}", "type": "not_found_error", "param": None, "code": None}}
+            )
         do = self.behaviour
         do.seen += 1
         do.bodies.append(body)
         do.headers.append(headers)
         if do.refuse and do.seen % do.refuse == 0:
             quote = {"ttft_s": 9.0, "tpot_s": 0.1, "after_s": 1.0, "probability": 0.9}
-            error = {"message": "not now", "type": "rate_limit_error", "param": None, "code": "slo_unattainable", "headway": {"quote": quote}}
+            error = {
+                "message": "not now",
+                "type": "rate_limit_error",
+                "param": None,
+                "code": "slo_unattainable",
+                "headway": {"quote": quote},
+            }
             return await self.plain(writer, 429, {"error": error})
         await self.stream(writer, body, path.endswith("/chat/completions"), do.seen)
+        return None
 
     async def plain(self, writer: asyncio.StreamWriter, status: int, body: dict[str, Any]) -> None:
         payload = json.dumps(body).encode()
@@ -105,7 +116,14 @@ class MockServer:
         def event(choices: list[dict[str, Any]], usage: int | None) -> str:
             counts = None if usage is None else {"prompt_tokens": 7, "completion_tokens": usage, "total_tokens": 7 + usage}
             kind = "chat.completion.chunk" if chat else "text_completion"
-            chunk: dict[str, Any] = {"id": f"m-{number}", "object": kind, "created": 1, "model": "mock", "choices": choices, "usage": counts}
+            chunk: dict[str, Any] = {
+                "id": f"m-{number}",
+                "object": kind,
+                "created": 1,
+                "model": "mock",
+                "choices": choices,
+                "usage": counts,
+            }
             return f"data: {json.dumps(chunk)}\n\n"
 
         def choice(text: str, finish: str | None = None) -> list[dict[str, Any]]:

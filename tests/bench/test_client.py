@@ -1,5 +1,6 @@
 """The client counts tokens right whatever the server's habits, keeps what happened, and never retries."""
 
+import itertools
 import json
 import time
 
@@ -71,7 +72,7 @@ async def test_nobody_listening_is_failed() -> None:
 
 _CHUNKED = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-    b"5\r\ndata:\r\n9\r\n {\"a\":1}\n\r\n1\r\n\n\r\n12;x=y\r\n: hi\n\ndata: two\n\n\n\r\n0\r\n\r\n"
+    b'5\r\ndata:\r\n9\r\n {"a":1}\n\r\n1\r\n\n\r\n12;x=y\r\n: hi\n\ndata: two\n\n\n\r\n0\r\n\r\n'
 )
 
 
@@ -79,7 +80,7 @@ _CHUNKED = (
 def test_events_do_not_depend_on_how_the_bytes_are_cut(cuts: list[int]) -> None:
     reader = ResponseReader()
     edges = [0, *sorted(set(cuts)), len(_CHUNKED)]
-    for stamp, (start, end) in enumerate(zip(edges, edges[1:]), start=1):
+    for stamp, (start, end) in enumerate(itertools.pairwise(edges), start=1):
         reader.feed(stamp, _CHUNKED[start:end])
     assert [payload for _, payload in reader.events] == [b'{"a":1}', b"two"]
     assert reader.complete and reader.status == 200

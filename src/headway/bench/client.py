@@ -97,30 +97,29 @@ class Call:
         finally:
             transport.abort()
         self.row.end_ns = time.monotonic_ns()
-        self._settle()
+        self._settle(protocol)
 
     def cut(self) -> None:
         """The run is over: keep what is known."""
         self.row.end_ns = time.monotonic_ns()
         if self._protocol is not None and self._protocol.reader.status == 200:
-            self._take_tokens()
+            self._take_tokens(self._protocol.reader)
         self.row.outcome, self.row.reason = "unfinished", "still running when the run ended"
 
-    def _settle(self) -> None:
-        assert self._protocol is not None  # noqa: S101 - run() set it
-        reader, row = self._protocol.reader, self.row
+    def _settle(self, protocol: _Reader) -> None:
+        reader, row = protocol.reader, self.row
         row.status, row.headers_ns = reader.status, reader.headers_ns
         if reader.status == 200:
-            error = self._take_tokens()
-            if error or self._protocol.error and not row.finish_reason:
-                row.outcome, row.reason = "failed", error or self._protocol.error
+            error = self._take_tokens(reader)
+            if error or (protocol.error and not row.finish_reason):
+                row.outcome, row.reason = "failed", error or protocol.error
             elif not row.finish_reason:
                 row.outcome, row.reason = "failed", "the stream ended without a finish_reason"
             else:
                 row.outcome = "finished"
             return
         if not reader.status:
-            row.outcome, row.reason = "failed", self._protocol.error
+            row.outcome, row.reason = "failed", protocol.error
             return
         try:
             body: object = json.loads(bytes(reader.body))
@@ -133,10 +132,9 @@ class Call:
         if isinstance(extras, dict) and isinstance(extras.get("quote"), dict):
             row.quote = extras["quote"]
 
-    def _take_tokens(self) -> str:
-        assert self._protocol is not None  # noqa: S101 - callers checked
-        times, row = read_stream(self._protocol.reader.events), self.row
-        row.status, row.headers_ns = self._protocol.reader.status, self._protocol.reader.headers_ns
+    def _take_tokens(self, reader: ResponseReader) -> str:
+        times, row = read_stream(reader.events), self.row
+        row.status, row.headers_ns = reader.status, reader.headers_ns
         row.token_ns, row.first_chunk_tokens, row.counted_by = times.token_ns, times.first_chunk_tokens, times.counted_by
         row.prompt_tokens, row.cached_tokens, row.usage_tokens = times.prompt_tokens, times.cached_tokens, times.usage_tokens
         row.finish_reason, row.text, row.server = times.finish_reason, times.text, dict(times.server)

@@ -45,7 +45,7 @@ class Children:
                     stderr=sink if log is not None else None,
                     env={**os.environ, **(env or {})},
                     start_new_session=True,
-                    preexec_fn=_leash,  # noqa: PLW1509 - the controller has one thread
+                    preexec_fn=_leash,
                     limit=1 << 24,
                 )
             except OSError as error:

@@ -45,7 +45,9 @@ def _of_app(workflow: Workflow, app: App) -> list[Planned]:
         times = [0] * (load.requests or 10_000)
     else:
         times = _arrivals(workflow, app)
-    return [Planned(app.name, index, at, _draw(seed, app.name, index, "prompt"), _tokens(app, seed, index)) for index, at in enumerate(times)]
+    return [
+        Planned(app.name, index, at, _draw(seed, app.name, index, "prompt"), _tokens(app, seed, index)) for index, at in enumerate(times)
+    ]
 
 
 def _arrivals(workflow: Workflow, app: App) -> list[int]:
@@ -55,7 +57,7 @@ def _arrivals(workflow: Workflow, app: App) -> list[int]:
         draws = sorted(_draw(workflow.seed, app.name, index, "arrival") for index in range(load.requests))
         return [draw * horizon_ns >> 64 for draw in draws]
     if load.arrival == "poisson":
-        times = poisson(load.rate_per_s, workflow.run.max_s, seed=workflow.seed, name=app.name)
+        times = poisson(load.rate_per_s, workflow.run.max_s, seed=workflow.seed, app=app.name)
     else:
         times = constant(load.rate_per_s, workflow.run.max_s)
     kept = np.asarray(times)[: load.requests or None]

@@ -149,7 +149,7 @@ def parse(text: str | bytes) -> Workflow:
     if len(text) > MAX_BYTES:
         raise ConfigError(f"a workflow of {len(text)} bytes; the limit is {MAX_BYTES}")
     try:
-        plain = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+        plain = yaml.load(text, Loader=_StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise ConfigError(f"not readable as YAML: {' '.join(str(error).split())[:300]}") from error
     return from_plain(plain)
@@ -199,7 +199,9 @@ def _service(name: str, value: object) -> Service:
             raise ConfigError(f'{where}.launch: cmd is missing; for example cmd: "headway serve smollm2-135m --port {{port}}"')
         ready = _mapping(start.get("ready", {}), f"{where}.launch.ready", {"http", "timeout"})
         timeout = duration_s(ready["timeout"], f"{where}.launch.ready.timeout") if "timeout" in ready else 120.0
-        launch = Launch(_text(start["cmd"], f"{where}.launch.cmd"), _text(ready.get("http", "/health"), f"{where}.launch.ready.http"), timeout)
+        launch = Launch(
+            _text(start["cmd"], f"{where}.launch.cmd"), _text(ready.get("http", "/health"), f"{where}.launch.ready.http"), timeout
+        )
     url = _text(plain["url"], f"{where}.url").rstrip("/") if "url" in plain else ""
     if url and not url.startswith("http://"):
         raise ConfigError(f"{where}.url: {url!r}; only http:// URLs are driven (the stamps must not include TLS)")
@@ -215,7 +217,6 @@ def _app(name: str, value: object, services: dict[str, Service]) -> App:
     kind = _choice(plain["kind"], f"{where}.kind", get_args(Kind))
     service = _choice(plain["service"], f"{where}.service", tuple(services))
     cls = cast(SloClass, _choice(plain.get("class", "interactive"), f"{where}.class", get_args(SloClass)))
-    data = _mapping(plain.get("data", {}), f"{where}.data", {"prompts", "tokens"})
     slo_plain = _mapping(plain.get("slo", {}), f"{where}.slo", {"ttft", "tpot", "e2e", "target"})
     parts = {part: duration_s(slo_plain[part], f"{where}.slo.{part}") for part in ("ttft", "tpot", "e2e") if part in slo_plain}
     for part, seconds in parts.items():
@@ -228,8 +229,15 @@ def _app(name: str, value: object, services: dict[str, Service]) -> App:
         load=_load(plain["load"], f"{where}.load"),
         output=_output(plain["output"], f"{where}.output"),
         slo=Slo(parts.get("ttft"), parts.get("tpot"), parts.get("e2e"), cls),
-        data=Data(_text(data.get("prompts", Data.prompts), f"{where}.data.prompts"), _integer(data.get("tokens", 0), f"{where}.data.tokens", 0)),
+        data=_data(plain.get("data", {}), f"{where}.data"),
         target=share(slo_plain["target"], f"{where}.slo.target") if "target" in slo_plain else 0.95,
+    )
+
+
+def _data(value: object, where: str) -> Data:
+    plain = _mapping(value, where, {"prompts", "tokens"})
+    return Data(
+        _text(plain.get("prompts", "builtin:questions"), f"{where}.prompts"), _integer(plain.get("tokens", 0), f"{where}.tokens", 0)
     )
 
 
@@ -322,7 +330,9 @@ def _mapping(value: object, where: str, known: set[str], later: str | None = Non
         if later is not None and key in _LATER[later]:
             raise ConfigError(f"{where}: {key} belongs to cbx/1 but this version does not have it yet; remove it")
         near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
-        raise ConfigError(f"{where}: unknown key {key!r}; the nearest known key is {near[0]!r}" if near else f"{where}: unknown key {key!r}")
+        raise ConfigError(
+            f"{where}: unknown key {key!r}; the nearest known key is {near[0]!r}" if near else f"{where}: unknown key {key!r}"
+        )
     return cast(dict[str, object], value)
 
 
@@ -353,4 +363,4 @@ def _choice(value: object, where: str, choices: tuple[str, ...]) -> str:
         near = difflib.get_close_matches(str(value), choices, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"{where}: {value!r} is none of {', '.join(choices)}{hint}")
-    return cast(str, value)
+    return str(value)
