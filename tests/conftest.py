@@ -46,6 +46,13 @@ def pytest_configure(config: pytest.Config) -> None:
     kernels.mkdir(parents=True, exist_ok=True)
     (_session_home / "cache").mkdir()
     (_session_home / "cache" / "kernels").symlink_to(kernels, target_is_directory=True)
+    # Commands that name the model find it too: its file (only that) is linked where `headway pull` would have put it.
+    if model is not None:
+        from headway.models import catalogue
+
+        pulled = _session_home / "cache" / "models" / TEST_MODEL
+        pulled.mkdir(parents=True)
+        (pulled / catalogue.find(TEST_MODEL).file).symlink_to(model)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -25,7 +25,7 @@ Start here:
 
 Then:
   headway models                                      what can be pulled, and what is here
-  headway pull gemma3-270m-base                       fetch and verify one
+  headway pull smollm2-135m                           fetch and verify one
   headway calibrate                                   measure how long work takes here (2 minutes; promises get sharper)
   headway serve --accuracy exact --kv-memory 1GiB     more exact arithmetic, a larger KV pool
   headway replay FILE                                 repeat every decision of a recorded run

@@ -24,11 +24,11 @@ def run(argv: list[str]) -> int:
 def _list() -> int:
     from headway.models import catalogue, hub
 
-    here = set(hub.installed())
+    here = {model.name for model in hub.installed()}
     entries = catalogue.load()
     width = max(map(len, entries), default=0)
     for name, entry in entries.items():
-        print(f"{'*' if name in here else ' '} {name:<{width}}  {entry.licence:<12}  {entry.description}")
+        print(f"{'*' if name in here else ' '} {name:<{width}}  {entry.download_bytes / 1e6:4.0f} MB  {entry.licence:<12}  {entry.title}")
     print("\n* is here. Fetch one with `headway pull NAME`.")
     return 0
 

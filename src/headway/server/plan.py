@@ -1,4 +1,4 @@
-"""From a checked request to a plan: prompt tokens, room in the context and in the KV pool, the promise. Everything is refused here or never."""
+"""From a checked request to a plan: prompt tokens, room in context and KV pool, the promise. Refused here or never."""
 
 import asyncio
 import secrets
