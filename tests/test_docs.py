@@ -62,4 +62,4 @@ def test_commands_in_pages_exist_with_the_flags_they_are_given(capsys: pytest.Ca
 def test_the_example_of_core_runs(capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = blocks(ROOT / "docs" / "core.md", "python")
     exec(compile(block, "docs/core.md", "exec"), {})
-    assert capsys.readouterr().out == "True 0\n"
+    assert capsys.readouterr().out == "False 1\n"
