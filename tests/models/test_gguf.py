@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.support import gguf_bytes, smollm2_path, tiny_model
 
 from headway.core.errors import ModelError
 from headway.models.gguf import GgufFile
-from tests.support import gguf_bytes, smollm2_path, tiny_model
 
 F32 = 0
 ROW = np.arange(32, dtype="<f4").tobytes()
