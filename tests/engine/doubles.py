@@ -119,7 +119,7 @@ class FirstComeScheduler:
         decode, work = [], []
         running = [s for s in order if s.left == 0 and s.id not in preempt]
         while running:
-            need = {m: 0 for m in free}
+            need = dict.fromkeys(free, 0)
             for s in running:
                 need[view.model_of[s.id]] += s.context % page_tokens[view.model_of[s.id]] == 0
             short = [m for m in free if need[m] > free[m]]

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.engine.doubles import FirstComeScheduler, HistoryProgram, history_logits
 
 from headway.core.slo import Slo
 from headway.engine import wire
 from headway.engine.engine import Engine, EngineModel
 from headway.engine.sampling import Sampler
 from headway.scheduling.messages import Dispatch
-from tests.engine.doubles import FirstComeScheduler, HistoryProgram, history_logits
 
 
 def make_engine(program, *, accuracy="exact", max_sequences=8, stop_ids=frozenset(), policy="double"):
@@ -121,7 +121,7 @@ def test_every_sequence_gets_the_tokens_it_would_get_alone(
         for id, a in enumerate(arrivals):
             if a["at"] == tick:
                 prompts[id] = shared[a["shared"]][: a["shared_tokens"]] + a["own"]
-                samplings[id] = dict(max_tokens=a["max_tokens"], temperature=a["temperature"], seed=id)
+                samplings[id] = {"max_tokens": a["max_tokens"], "temperature": a["temperature"], "seed": id}
                 submit(engine, id, prompts[id], **samplings[id])
             if a["abort_after"] is not None and tick == a["at"] + a["abort_after"]:
                 engine.abort(id, "client")
@@ -167,7 +167,7 @@ def test_a_prefix_hit_saves_rows_and_does_not_change_tokens():
 
 
 def test_another_salt_shares_nothing():
-    prompt = list(range(64)) + [1]
+    prompt = [*list(range(64)), 1]
     engine = make_engine(HistoryProgram())
     submit(engine, 1, prompt, salt="alice")
     run_all(engine)
@@ -176,7 +176,7 @@ def test_another_salt_shares_nothing():
 
 
 def test_samples_of_one_prompt_end_up_on_the_same_pages():
-    prompt = list(range(64)) + [1]
+    prompt = [*list(range(64)), 1]
     engine = make_engine(HistoryProgram(pages=64))
     for id in range(4):
         submit(engine, id, prompt, max_tokens=40, temperature=1.0, sample_index=id)

@@ -1,5 +1,7 @@
 """The page pool and the prefix tree keep their books whatever is taken, shared, published and given back."""
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -58,7 +60,7 @@ def test_a_sequence_grows_in_runs_beside_another():
         a += pool.allocate(1, a[-1])
         b += pool.allocate(1, b[-1])
     for table in (a, b):
-        runs = 1 + sum(y != x + 1 for x, y in zip(table, table[1:]))
+        runs = 1 + sum(y != x + 1 for x, y in itertools.pairwise(table))
         assert runs <= 2, table
     assert pool.allocate(20) == list(range(16, 36))
 

@@ -73,7 +73,7 @@ def test_greedy_is_the_lowest_id_among_equals():
 def test_a_draw_depends_only_on_seed_sample_and_position():
     assert uniform(1, 0, 5) == uniform(1, 0, 5)
     seen = {uniform(seed, sample, position) for seed in (-1, 0, 1, 2**63) for sample in range(4) for position in range(50)}
-    assert len(seen) == 800 and 0 <= min(seen) and max(seen) < 1
+    assert len(seen) == 800 and min(seen) >= 0 and max(seen) < 1
     assert abs(np.mean(list(seen)) - 0.5) < 0.05
 
 
