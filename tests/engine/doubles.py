@@ -104,7 +104,7 @@ class FirstComeView:
 
 
 class FirstComeScheduler:
-    """Decodes first, then chunks in arrival order; preempts the youngest when pages run out. `chunk_tokens` may be changed between steps."""
+    """Decodes first, then chunks in arrival order; preempts the youngest when pages run out. `chunk_tokens` may change between steps."""
 
     def new_view(self, spec, policy):
         return FirstComeView(spec, {m.model: m.pages for m in spec.models})

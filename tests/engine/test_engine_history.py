@@ -137,13 +137,13 @@ def test_every_sequence_gets_the_tokens_it_would_get_alone(
             break
     else:
         raise AssertionError("no progress")
-    for id, a in enumerate(arrivals):
+    for id in range(len(arrivals)):
         outputs = got[id]
         sampling = wire.Sampling(**samplings[id])
         n = len(prompts[id])
         # Rows adopted from generated text keep that class (only in `fast`); all others follow from their place.
         kinds = classes.get(id, {})
-        want = alone(prompts[id], sampling, lambda i: kinds.get(i, int(i >= n)), class_sensitive=fast)
+        want = alone(prompts[id], sampling, lambda i, kinds=kinds, n=n: kinds.get(i, int(i >= n)), class_sensitive=fast)
         if outputs[-1].finish == "abort":
             assert tokens_of(outputs) == want[: len(tokens_of(outputs))]
         else:
