@@ -15,9 +15,16 @@ from headway.scheduling.messages import Dispatch
 from tests.engine.doubles import FirstComeScheduler, HistoryProgram, history_logits
 
 
-def make_engine(program, *, accuracy="exact", max_sequences=8, scheduler=None, stop_ids=frozenset()):
+def make_engine(program, *, accuracy="exact", max_sequences=8, stop_ids=frozenset(), policy="double"):
+    """`policy` "double" = FirstComeScheduler; the others are the real scheduler."""
     model = EngineModel(program, stop_ids, accuracy=accuracy, kv_dtype="f16")
-    return Engine("e0", {"m": model}, max_sequences, "fcfs", scheduler=scheduler or FirstComeScheduler())
+    return Engine(
+        "e0",
+        {"m": model},
+        max_sequences,
+        "fcfs" if policy == "double" else policy,
+        scheduler=FirstComeScheduler() if policy == "double" else None,
+    )
 
 
 def submit(engine, id, tokens, salt="", model="m", kind="generate", **sampling):
@@ -97,12 +104,17 @@ arrival = st.fixed_dictionaries(
     preempt_every=st.sampled_from([0, 3, 7]),
     accuracy=st.sampled_from(["exact", "fast"]),
     segments=st.sampled_from([4, 16]),
+    policy=st.sampled_from(["double", "fcfs", "headway"]),
 )
-def test_every_sequence_gets_the_tokens_it_would_get_alone(arrivals, page_tokens, pool_tokens, chunk, preempt_every, accuracy, segments):
+def test_every_sequence_gets_the_tokens_it_would_get_alone(
+    arrivals, page_tokens, pool_tokens, chunk, preempt_every, accuracy, segments, policy
+):
     fast = accuracy == "fast"
     program = HistoryProgram(page_tokens=page_tokens, pages=pool_tokens // page_tokens, classes=fast, max_segments=segments)
-    engine = make_engine(program, accuracy=accuracy, max_sequences=4)
-    engine.view.chunk_tokens = chunk
+    double = policy == "double"
+    engine = make_engine(program, accuracy=accuracy, max_sequences=4, policy=policy)
+    if double:
+        engine.view.chunk_tokens = chunk
     shared = [np.random.default_rng(k).integers(0, 97, 90).tolist() for k in range(4)]
     prompts, samplings, classes, got, clock = {}, {}, {}, {}, ticking()
     for tick in range(6000):
@@ -114,7 +126,7 @@ def test_every_sequence_gets_the_tokens_it_would_get_alone(arrivals, page_tokens
             if a["abort_after"] is not None and tick == a["at"] + a["abort_after"]:
                 engine.abort(id, "client")
                 engine.check_invariants()
-        if preempt_every and tick % preempt_every == 0:
+        if double and preempt_every and tick % preempt_every == 0:
             engine.view.force_preempt |= set(list(engine.view.sequences)[tick % 3 :: 2]) if tick < 300 else set()
         for id, sequence in engine._residents["m"].sequences.items():
             classes.setdefault(id, {})
