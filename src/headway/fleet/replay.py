@@ -60,14 +60,20 @@ class ReplayResult:
 
 
 def replay(path: str | Path) -> ReplayResult:
-    """`path`: a server's state directory or the journal in it. Raises OtherVersion, JournalCorrupt, ConfigError (nothing there)."""
-    directory = Path(path)
+    """`path`: a server's state directory, the journal in it, or one of its segments (to start there).
+
+    Raises OtherVersion, JournalCorrupt, ConfigError (nothing there).
+    """
+    directory, after = Path(path), 0
+    if directory.suffix == ".wal" and directory.is_file():
+        after = int(directory.stem, 16) - 1
+        directory = directory.parent
     if (directory / "journal").is_dir():
         directory = directory / "journal"
     if not directory.is_dir():
         raise ConfigError(f"{directory} is no journal; give state/serve/PORT of a server that ran with --journal on")
     player = _Player()
-    for seq, payload in read_records(directory):
+    for seq, payload in read_records(directory, after=after):
         player.take(seq, unpack(payload))
         if player.result.first_difference:
             break
