@@ -1,4 +1,4 @@
-"""Named test doubles of the rooms under the server (`ByteTokenizer`, `PlainTemplate`), and a real uvicorn server around a scripted fleet."""
+"""Named test doubles (`ByteTokenizer`, `ByteStream`, `PlainTemplate`) and a real uvicorn server around a scripted fleet."""
 
 import asyncio
 import contextlib
