@@ -92,6 +92,21 @@ def test_after_the_drain_time_streams_get_an_error(tmp_path: Path) -> None:
 
 
 def test_the_front_imports_no_compiler() -> None:
-    code = "import sys, headway.server.run, headway.server.app; print(sorted({'numba','llvmlite','torch','fastapi','pydantic'} & set(sys.modules)))"
+    heavy = "{'numba', 'llvmlite', 'torch', 'fastapi', 'pydantic'}"
+    code = f"import sys, headway.server.run, headway.server.app; print(sorted({heavy} & set(sys.modules)))"
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "src")}
-    assert subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout == "[]\n"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_a_second_signal_stops_at_once(process: Process) -> None:
+    text = ""
+    with httpx.stream(
+        "POST", process.url + "/v1/chat/completions", json={"messages": [{"role": "user", "content": "x"}], "stream": True}
+    ) as reply:
+        for piece in reply.iter_text():
+            if text.count("data:") in (0, 10):
+                process.child.send_signal(signal.SIGINT)
+            text += piece
+    assert '"code":"engine_died"' in text and text.count('"content":"A"') < 200
+    assert process.end()[0] == 0
