@@ -99,6 +99,13 @@ def test_the_front_imports_no_compiler() -> None:
     assert done.stdout == "[]\n"
 
 
+def test_streams_need_no_router() -> None:
+    code = "import sys, headway.server.stream; print('headway.scheduling.router' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "src")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_a_second_signal_stops_at_once(process: Process) -> None:
     text = ""
     with httpx.stream(

@@ -284,7 +284,7 @@ def test_a_long_context_is_refused_with_the_three_numbers() -> None:
 
 
 def test_a_held_stream_gets_its_status_and_comments(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headway.server.generate.KEEP_ALIVE_S", 0.05)
+    monkeypatch.setattr("headway.server.stream.KEEP_ALIVE_S", 0.05)
     with socket.create_connection(("127.0.0.1", server.port)) as client:
         client.settimeout(10)
         client.sendall(raw_request(server, CHAT | {"cache_salt": "hold", "stream": True}))

@@ -162,7 +162,7 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _out(self, events: bytes) -> None:
-        # h11 frames the chunk: measured 0.013 ms of the 0.06 ms CPU a streamed token costs here, not worth going around it.
+        # h11 frames the chunk: about 0.013 ms CPU a token (tests/server/measure_cpu.py), not worth going around it.
         await self._send({"type": "http.response.body", "body": events, "more_body": True})
 
     async def _start(self, status: int, headers: HeaderList) -> None:
