@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from tests.support import smollm2_path
 
 from headway.models.gguf import GgufFile
-from tests.support import smollm2_path
 
 HERE = Path(__file__).parent / "golden"
 TOP = 20

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support import smollm2_path, tiny_model
 
 from headway.core.errors import ModelError
 from headway.models import architecture, open_model
 from headway.models.gguf import GgufFile
-from tests.support import smollm2_path, tiny_model
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tests.support import TYPE_NUMBERS, encode
 
 from headway.core.errors import ModelError
 from headway.models import blocks
-from tests.support import TYPE_NUMBERS, encode
 
 quants = pytest.importorskip("gguf.quants")
 QUANTISED = [name for name in TYPE_NUMBERS if name not in ("F32", "F16")]

@@ -8,17 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.support import gguf_bytes, smollm2_path, tiny_model
 
 from headway.core.errors import ModelError
 from headway.models.gguf import GgufFile
-from tests.support import gguf_bytes, smollm2_path, tiny_model
 
 F32 = 0
 ROW = np.arange(32, dtype="<f4").tobytes()
 
 
 def small(tensors: list[tuple[str, int, tuple[int, ...], bytes]] | None = None, **metadata: object) -> bytes:
-    return gguf_bytes({key.replace("__", "."): value for key, value in metadata.items()}, [("w", F32, (32,), ROW)] if tensors is None else tensors)
+    return gguf_bytes(
+        {key.replace("__", "."): value for key, value in metadata.items()}, [("w", F32, (32,), ROW)] if tensors is None else tensors
+    )
 
 
 def test_metadata_of_every_shape_comes_back() -> None:
@@ -74,12 +76,18 @@ HOSTILE = {
     "version": (b"GGUF" + struct.pack("<IQQ", 9, 0, 0) + bytes(64), "version 9"),
     "counts": (b"GGUF" + struct.pack("<IQQ", 3, 2**63, 2**63) + bytes(64), "cannot fit"),
     "long key": (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2**64 - 1) + bytes(64), "at most 65535"),
-    "key twice": (b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + (struct.pack("<Q", 1) + b"k" + struct.pack("<IB", 0, 1)) * 2 + bytes(64), "twice"),
+    "key twice": (
+        b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + (struct.pack("<Q", 1) + b"k" + struct.pack("<IB", 0, 1)) * 2 + bytes(64),
+        "twice",
+    ),
     "type": (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"k" + struct.pack("<I", 77) + bytes(64), "unknown type 77"),
     "string": (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"k" + struct.pack("<IQ", 8, 2**62) + bytes(64), "bytes, 64 are left"),
     "array": (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"k" + struct.pack("<IIQ", 9, 10, 2**61) + bytes(64), "bytes, 64 are left"),
     "strings": (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"k" + struct.pack("<IIQ", 9, 8, 2**60) + bytes(64), "more than the file"),
-    "nested": (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"k" + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 9 + bytes(64), "nests arrays"),
+    "nested": (
+        b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"k" + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 9 + bytes(64),
+        "nests arrays",
+    ),
     "utf-8": (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"\xff" + bytes(64), "not UTF-8"),
     "no dimensions": (with_tensors(tensor_entry(b"w", [], 0, 0)), "0 dimensions"),
     "dimensions": (with_tensors(tensor_entry(b"w", [1] * 5, 0, 0)), "5 dimensions"),

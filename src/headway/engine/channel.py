@@ -182,7 +182,7 @@ class FrontSide:
         self._on_gone = on_gone
         self._open = True
         self._writing = False
-        loop.add_reader(sock, self._readable)
+        loop.add_reader(sock, self.read_now)
 
     @property
     def busy(self) -> bool:
@@ -213,7 +213,8 @@ class FrontSide:
             self._loop.remove_writer(self._sock)
             self._sock.close()
 
-    def _readable(self) -> None:
+    def read_now(self) -> None:
+        """Takes what has arrived; the loop calls it, and who has seen the other process end, for its last words."""
         try:
             for number, message in self._reader.read():
                 self._on_message(number, message)

@@ -75,7 +75,7 @@ class EngineLoop:
     def run(self) -> None:
         """Until Stop. Raises PeerGone when the front is gone."""
         channel, engine = self._channel, self._engine
-        channel.send(EngineUp(self._engine_id, self._boot, engine.spec), *engine.law_updates())
+        channel.send(*engine.law_updates(), EngineUp(self._engine_id, self._boot, engine.spec))  # the router wants the law first
         while True:
             for number, message in channel.drain():
                 if type(message) is Stop:

@@ -1,22 +1,22 @@
-"""The router's journal: one writer thread, group commit, snapshots, and what a crash left open.
+"""The router's journal: snapshots, events, finishes, and what a crash left open (DESIGN.md 3.5).
 
-The event loop only hands over bytes; the thread appends and syncs. After a failed sync nothing is acknowledged any more: `failure` says why.
+Files, numbering and group commit are `core.durable`'s. After a failed sync nothing is acknowledged any more and `failure` says why.
 """
 
 import asyncio
 import hashlib
 import secrets
-import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from headway.core.durable import Journal, WriterLock, make_dirs, publish
-from headway.core.errors import HeadwayError
+from headway.core.durable import DurabilityLost, Journal, WriterLock, make_dirs, publish
+from headway.core.errors import CapacityError
 from headway.fleet.journal_records import (
+    RECORD_OF,
     SCHEMA,
     EventRecord,
     Finish,
@@ -32,13 +32,9 @@ from headway.fleet.ticket import JournalUnavailable
 from headway.scheduling.messages import Shed
 
 CAP_BYTES = 256 << 20
-"""DESIGN.md 3.5. Whole files of FILE_BYTES are dropped, so the kept snapshots span a little less."""
-FILE_BYTES = 16 << 20
-SNAPSHOT_BYTES = 8 << 20
-"""A segment of the replay: half a file, so that dropping the oldest file always leaves a snapshot."""
-IDLE_FLUSH_S = 1.0
-"""Records nobody waits for (reports, ticks) reach the disk this often."""
-_IDLE_FLUSH_BYTES = 1 << 18
+"""DESIGN.md 3.5; oldest segments are dropped."""
+SEGMENT_BYTES = 8 << 20
+"""A segment opens with a snapshot; a file holds one, so that what is kept always starts with one."""
 _ARRIVE_KIND = 1
 
 
@@ -70,20 +66,16 @@ def hash_key(directory: Path) -> bytes:
 
 
 class Recovery:
-    """What a scan of an existing journal says: requests left open, the next free id, where its snapshots are."""
+    """What a scan of an existing journal says: the requests left open and the next free id."""
 
     def __init__(self, records: Iterable[tuple[int, bytes]]) -> None:
         self.open_ids: dict[int, None] = {}
         self.next_id = 1
-        self.snapshots: list[tuple[int, int]] = []
-        """(sequence number, bytes of records before it)"""
-        self.total_bytes = 0
-        for seq, payload in records:
-            self._take(seq, payload)
-            self.total_bytes += len(payload)
+        for _, payload in records:
+            self._take(payload)
 
-    def _take(self, seq: int, payload: bytes) -> None:
-        if payload[:1] == b"\x03":
+    def _take(self, payload: bytes) -> None:
+        if payload[:1] == RECORD_OF[ViewRecord]:
             return
         record = unpack(payload)
         if isinstance(record, EventRecord):
@@ -98,53 +90,42 @@ class Recovery:
         elif isinstance(record, Finish):
             self.open_ids.pop(record.id, None)
         elif isinstance(record, Snapshot):
-            self.snapshots.append((seq, self.total_bytes))
             self.next_id = max(self.next_id, record.next_id)
-            self.open_ids = self.open_ids if record.first else dict.fromkeys(record.open_ids)
+            if not record.first:
+                self.open_ids = dict.fromkeys(record.open_ids)
 
 
 class RouterJournal:
-    """Append from the event loop, `await committed(position)` where something is promised. Everything is in one order."""
+    """Append from the event loop; await `committed()` where something is promised. Everything is in one order.
+
+    Appending never waits and never raises: after a failure records are dropped, `failure` says why, and every wait fails.
+    """
 
     def __init__(self, directory: Path, policy: str, seed: int) -> None:
         """Locks `directory`, opens its journal and writes FAILED records for what was open. Raises Locked, JournalCorrupt, OSError."""
         make_dirs(directory)
         self.directory = directory
         self._lock = WriterLock(directory)
-        self.hashed = KeyedHash(hash_key(directory))
-        self._journal = Journal(directory / "journal", segment_bytes=FILE_BYTES)
         self._policy, self._seed = policy, seed
-        recovery = Recovery(self._journal.records())
-        self.next_id = recovery.next_id
-        self.recovered = tuple(recovery.open_ids)
-        self._snapshots = recovery.snapshots
-        self._total_bytes = self._written_bytes = recovery.total_bytes
-        self._last_snapshot_bytes = self._total_bytes
+        self._segment_bytes = 0
+        self._last_seq = 0
         self.open_ids: dict[int, None] = {}
         self.failure = ""
-        self._changed = threading.Condition()
-        self._pending: list[bytes] = []
-        self._pending_bytes = 0
-        self._waiters: list[asyncio.Future[None]] = []
-        self._closing = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self.on_failure: Callable[[str], None] | None = None
-        self._thread = threading.Thread(target=self._write, name="headway-journal", daemon=True)
+        try:
+            self.hashed = KeyedHash(hash_key(directory))
+            self._journal = Journal(directory / "journal", segment_bytes=2 * SEGMENT_BYTES, cap_bytes=CAP_BYTES)
+            recovery = Recovery(self._journal.records())
+        except BaseException:
+            self._lock.close()
+            raise
+        self.next_id = recovery.next_id
+        self.recovered = tuple(recovery.open_ids)
+
+    def start(self, state: Any) -> None:
+        """Opens the first segment of this server's life and closes the books of the one before."""
+        self._snapshot(state, first=True)
         for id in self.recovered:
-            self._append(pack(Finish(id, 0, "failed", "server_died")))
-
-    def start(self, loop: asyncio.AbstractEventLoop, state: Any) -> None:
-        """Writes the first snapshot and starts the writer."""
-        self._loop = loop
-        self._append(self._snapshot(state, first=True))
-        self._thread.start()
-
-    # ---- called on the event loop ------------------------------------------------------------------------------------------
-    def event(self, record: EventRecord) -> None:
-        self._append(pack(record))
-
-    def view(self, record: ViewRecord) -> None:
-        self._append(pack(record))
+            self.finish(Finish(id, 0, "failed", "server_died"))
 
     def arrived(self, id: int) -> None:
         self.open_ids[id] = None
@@ -154,123 +135,70 @@ class RouterJournal:
         """Shed: the command in the event's record says so."""
         self.open_ids.pop(id, None)
 
+    def event(self, record: EventRecord) -> None:
+        self._append(pack(record))
+
+    def view(self, record: ViewRecord) -> None:
+        self._append(pack(record))
+
     def finish(self, record: Finish) -> None:
         self.open_ids.pop(record.id, None)
         self._append(pack(record))
 
     def segment_due(self) -> bool:
-        return self._total_bytes - self._last_snapshot_bytes > SNAPSHOT_BYTES
+        return self._segment_bytes > SEGMENT_BYTES and not self.failure
 
-    def snapshot(self, state: Any) -> None:
-        """Opens a segment with the router's state as of now."""
-        self._append(self._snapshot(state, first=False))
+    def open_segment(self, state: Any) -> None:
+        """Begins a new file with the router's state as of now, before its next event."""
+        self._snapshot(state, first=False)
 
-    def committed(self) -> asyncio.Future[None]:
-        """Done when everything handed over so far is on disk; fails with JournalUnavailable."""
-        assert self._loop is not None, "start() first"
-        future = self._loop.create_future()
-        with self._changed:
-            if self.failure:
-                future.set_exception(self.unavailable())
-                future.exception()  # somebody may not wait for it
-            else:
-                self._waiters.append(future)
-                self._changed.notify()
+    def committed(self) -> Awaitable[None]:
+        """Done when everything handed over so far is on disk; raises DurabilityLost."""
+        future = asyncio.ensure_future(self._journal.commit_async(self._last_seq))
+        future.add_done_callback(self._settled)
         return future
 
+    def flush(self) -> None:
+        """Sends what nobody waits for (reports, ticks) to the disk."""
+        if not self.failure and self._journal.durable_seq < self._last_seq:
+            self.committed()
+
     def unavailable(self) -> JournalUnavailable:
-        return JournalUnavailable(
-            f"the journal in {self.directory} cannot be written: {self.failure}; free the disk and restart, or use --journal off"
-        )
+        return JournalUnavailable(f"no new requests: {self.failure}; or serve without a record: --journal off")
 
     def close(self) -> None:
-        """Writes and syncs what is left. The failure, if any, stays in `failure`."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
-        if self._thread.is_alive():
-            self._thread.join()
-        self._journal.close()
-        self._lock.close()
+        """Writes and syncs what is left (blocks). A failure stays in `failure`."""
+        try:
+            self._journal.close()
+        except DurabilityLost as error:
+            self._fail(error)
+        finally:
+            self._lock.close()
 
-    # ---- inside --------------------------------------------------------------------------------------------------------------
-    def _snapshot(self, state: Any, *, first: bool) -> bytes:
+    def _settled(self, future: asyncio.Future[None]) -> None:
+        if not future.cancelled() and (error := future.exception()) is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self.failure = self.failure or str(error) or type(error).__name__
+
+    def _snapshot(self, state: Any, *, first: bool) -> None:
         raw = msgspec.Raw(encode(state))
-        open_ids = list(self.open_ids)
-        record = Snapshot(SCHEMA, code_versions(), self._policy, self._seed, first, raw, open_ids, self.next_id, time.time())
-        self._last_snapshot_bytes = self._total_bytes
-        return pack(record)
+        record = Snapshot(SCHEMA, code_versions(), self._policy, self._seed, first, raw, list(self.open_ids), self.next_id, time.time())
+        self._segment_bytes = 0
+        if not self.failure:
+            try:
+                self._journal.rotate()
+            except DurabilityLost as error:
+                self._fail(error)
+        self._append(pack(record))
 
     def _append(self, payload: bytes) -> None:
-        with self._changed:
-            if self.failure:
-                return
-            self._pending.append(payload)
-            self._pending_bytes += len(payload)
-            self._total_bytes += len(payload)
-            if self._pending_bytes > _IDLE_FLUSH_BYTES:
-                self._changed.notify()
-
-    def _write(self) -> None:
-        """The writer thread: takes everything that waits, appends it, syncs once, tells the waiters."""
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiters or self._closing or self._pending_bytes > _IDLE_FLUSH_BYTES, IDLE_FLUSH_S)
-                pending, self._pending, self._pending_bytes = self._pending, [], 0
-                waiters, self._waiters = self._waiters, []
-                closing = self._closing
-            try:
-                self._append_and_sync(pending)
-                self._resolve(waiters, None)
-            except (OSError, HeadwayError) as error:
-                with self._changed:
-                    self.failure = str(error) or type(error).__name__
-                    waiters += self._waiters
-                    self._waiters, self._pending = [], []
-                self._resolve(waiters, self.unavailable())
-                return
-            if closing:
-                return
-
-    def _append_and_sync(self, pending: list[bytes]) -> None:
-        if not pending:
-            return
-        written_bytes = self._written_bytes
-        for payload in pending:
-            seq = self._journal.append(payload)
-            if payload[0] == 1:
-                self._snapshots.append((seq, written_bytes))
-            written_bytes += len(payload)
-        self._written_bytes = written_bytes
-        self._journal.commit(seq)
-        self._drop_old(written_bytes)
-
-    def _drop_old(self, written_bytes: int) -> None:
-        kept = CAP_BYTES - 2 * FILE_BYTES
-        drop = 0
-        while drop + 1 < len(self._snapshots) and written_bytes - self._snapshots[drop][1] > kept:
-            drop += 1
-        if drop:
-            del self._snapshots[:drop]
-            self._journal.drop_before(self._snapshots[0][0])
-
-    def _resolve(self, waiters: list[asyncio.Future[None]], error: JournalUnavailable | None) -> None:
-        loop = self._loop
-        if loop is None or loop.is_closed():
+        if self.failure:
             return
         try:
-            loop.call_soon_threadsafe(self._tell, waiters, error)
-        except RuntimeError:  # the loop closed meanwhile: nobody waits any more
+            self._last_seq = self._journal.append(payload)
+        except (DurabilityLost, CapacityError) as error:
+            self._fail(error)
             return
-
-    def _tell(self, waiters: list[asyncio.Future[None]], error: JournalUnavailable | None) -> None:
-        for waiter in waiters:
-            if waiter.done():
-                continue
-            if error is None:
-                waiter.set_result(None)
-            else:
-                waiter.set_exception(error)
-                waiter.exception()
-        if error is not None and self.on_failure is not None:
-            self.on_failure(self.failure)
+        self._segment_bytes += len(payload)

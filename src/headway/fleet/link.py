@@ -61,6 +61,8 @@ class EngineLink:
         self._why = ""
         self._final: HeadwayError | None = None
         self._restart: asyncio.TimerHandle | None = None
+        self._row = 0
+        self._spawned_s = 0.0
         self._alive_s = 0.0
         self._budget_s = 0.0
         self._stopping = False
@@ -95,7 +97,7 @@ class EngineLink:
         self._channel = FrontSide(front, self._loop, lambda _, message: self._receive(boot, message), self._channel_gone)
         self._pidfd = os.pidfd_open(self._process.pid)
         self._loop.add_reader(self._pidfd, self._exited)
-        self._alive_s = time.monotonic()
+        self._spawned_s = self._alive_s = time.monotonic()
         self._channel.send(Load(self.settings, self._record))
 
     @property
@@ -195,18 +197,20 @@ class EngineLink:
         if process is None or process.poll() is None:
             return
         if self._channel is not None:
-            self._channel._readable()  # last words; at end of file this closes the channel
+            self._channel.read_now()  # last words; at end of file this closes the channel
         code = process.returncode
         self._died(self._why or (f"ended by signal {-code}" if code < 0 else f"exited with status {code}"))
 
     def _died(self, why: str) -> None:
         boot = self.boot
+        lived_s = time.monotonic() - self._spawned_s
         self._close()
         if self._stopping:
             return
         now_s = time.monotonic()
         self._deaths.append(now_s)
         recent = sum(now_s - death < DEATH_WINDOW_S for death in self._deaths)
+        self._row = self._row + 1 if lived_s < DEATH_WINDOW_S else 1
         if self._final is not None or recent >= DEATHS:
             times = "" if self._final is not None else f"{recent} deaths in {DEATH_WINDOW_S:.0f} s, last: "
             self.unhealthy = f"engine {self.engine_id} is down: {times}{why}"
@@ -214,7 +218,7 @@ class EngineLink:
                 self.first_up.set_exception(self._final or EngineDied(self.unhealthy))
         else:
             self.restarts += 1
-            self._restart = self._loop.call_later(RESTART_AFTER_S[min(recent, len(RESTART_AFTER_S)) - 1], self.spawn)
+            self._restart = self._loop.call_later(RESTART_AFTER_S[min(self._row, len(RESTART_AFTER_S)) - 1], self.spawn)
         self._on_down(boot, why)
 
     def _close(self) -> None:

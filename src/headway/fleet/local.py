@@ -14,14 +14,14 @@ import msgspec
 
 from headway.core import paths
 from headway.core.config import ServeConfig
-from headway.core.errors import EngineDied, HeadwayError
+from headway.core.errors import DurabilityLost, EngineDied, HeadwayError
 from headway.engine import wire
 from headway.engine.frames import EngineSettings, Outputs, Stepped, ViewFrame, WantView, decode_report
 from headway.fleet.journal import KeyedHash, RouterJournal
 from headway.fleet.journal_records import EVENT_OF, EventRecord, Finish, ViewRecord, encode, pack_commands
 from headway.fleet.link import EngineLink
 from headway.fleet.mirror import PrefixMirror
-from headway.fleet.ticket import EngineBusy, FleetRequest, JournalUnavailable, Refused, Ticket
+from headway.fleet.ticket import EngineBusy, FleetRequest, Refused, Ticket
 from headway.scheduling import messages as m
 from headway.scheduling import router
 
@@ -76,7 +76,7 @@ class LocalFleet:
             journal = RouterJournal(directory or paths.serve_dir(config.port), config.policy, seed)
         fleet = cls(config, journal, seed)
         if journal is not None:
-            journal.start(fleet._loop, fleet._state.to_plain())
+            journal.start(fleet._state.to_plain())
         settings = EngineSettings(
             model=config.model,
             accuracy=config.accuracy,
@@ -171,7 +171,7 @@ class LocalFleet:
         self._journal.finish(Finish(id, self._now_ns(), reason, "", score))
         try:
             await self._journal.committed()
-        except JournalUnavailable:
+        except DurabilityLost:
             return  # health says so; a stream that runs is allowed to finish
 
     # ---- the router ------------------------------------------------------------------------------------------------------
@@ -185,18 +185,18 @@ class LocalFleet:
         """One event through the router: decide, record, carry out."""
         if now_ns is None:
             now_ns = self._now_ns()
-        commands = router.step(self._state, now_ns, event)
         journal = self._journal
+        if journal is not None and journal.segment_due():
+            journal.open_segment(self._state.to_plain())
+            for link in self._links.values():
+                link.send(WantView())
+        commands = router.step(self._state, now_ns, event)
         if journal is not None and not journal.failure:
             if raw is None:
                 raw = msgspec.Raw(encode(event))
             journal.event(EventRecord(now_ns, EVENT_OF[type(event)], raw, pack_commands(commands), tape, user))
         for command in commands:
             self._carry_out(command)
-        if journal is not None and journal.segment_due():
-            journal.snapshot(self._state.to_plain())
-            for link in self._links.values():
-                link.send(WantView())
 
     def _carry_out(self, command: Any) -> None:
         kind = type(command)
@@ -267,11 +267,13 @@ class LocalFleet:
             self._tick_at(self._last_ns + round(HELD_TICK_S * 1e9))
 
     def _keep_house(self) -> None:
-        """Once a second: the watchdog, and a Tick while anything is open."""
+        """Once a second: the watchdog, a Tick while anything is open, and to disk what nobody waits for."""
         for engine_id, link in self._links.items():
             link.check(bool(self._in_flight[engine_id]))
         if self._tickets:
             self._tick_at(time.monotonic_ns())
+        if self._journal is not None:
+            self._journal.flush()
         self._housekeeping = self._loop.call_later(HOUSEKEEPING_S, self._keep_house)
 
     # ---- frames ----------------------------------------------------------------------------------------------------------

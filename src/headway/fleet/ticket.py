@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from headway.core.errors import HeadwayError
+from headway.core.errors import DurabilityLost, HeadwayError
 from headway.core.slo import Slo
 from headway.engine.wire import Output, Sampling
 from headway.scheduling.messages import Quote
@@ -93,10 +93,9 @@ class Ticket:
         if self.committed is not None:
             try:
                 await self.committed
-            except JournalUnavailable as error:
+            except DurabilityLost as lost:
                 self.cancel("journal_unavailable")
-                self.error = self.error or error
-                raise
+                raise JournalUnavailable(f"the request could not be recorded: {lost}; or serve without a record: --journal off") from lost
         if self.error is not None:
             raise self.error
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 MARKERS = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE))  # the private-use areas of Unicode
 MAX_DEPTH = 64
+BRACKETS = "<|>[]/"
 
 Message = Mapping[str, Any]
 
@@ -124,15 +125,18 @@ class ChatTemplate:
                     text = text.replace(first + second, first + marker + second)
                 if text.endswith(first):
                     text += marker
-        # The template may write the beginning of a control token and let the text go on with it ("<" then "|im_end|>"). Words are left
-        # alone: templates compare them ('function', 'text').
-        if not text.isidentifier() and any(_continues(token, text) for token in self._control):
+        if any(_continues(token, text) for token in self._control):
             text = marker + text
         return text
 
 
 def _continues(token: str, text: str) -> bool:
-    """True if `text` could be what follows some beginning of `token`."""
+    """True if `text` could go on where the template wrote the beginning of `token` ("<" then "|im_end|>").
+
+    Of words only the token's own name counts: templates compare words ('function', 'text'), and a marker would make them unequal.
+    """
+    if text.isidentifier():
+        return text == token.strip(BRACKETS) and text not in ROLES
     return any(token[at] == text[:1] and (text.startswith(token[at:]) or token[at:].startswith(text)) for at in range(1, len(token)))
 
 
@@ -141,7 +145,7 @@ def _spelled_by(source: str, control: Mapping[str, int], variables: tuple[str, s
     return {
         token: index
         for token, index in control.items()
-        if len(token) > 1 and (token in source or token in variables or token.strip("<|>[]/") in ROLES)
+        if len(token) > 1 and (token in source or token in variables or token.strip(BRACKETS) in ROLES)
     }
 
 

@@ -10,13 +10,13 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from headway.core.errors import Locked, PullError
+from headway.core.durable import WriterLock, publish_dir
+from headway.core.errors import DurabilityLost, Locked, PullError
 from headway.core.paths import models_dir
 from headway.models import carrier, catalogue
 from headway.models.catalogue import Entry
@@ -87,7 +87,6 @@ def pull(
     final = _final(entry)
     report = progress or (lambda _: None)
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
         with _lock(entry):
             try:
                 return path_of(name)
@@ -99,6 +98,8 @@ def pull(
                 return _fetch(entry, private, report, None if from_file is None else Path(from_file), pip_arguments)
             finally:
                 shutil.rmtree(private, ignore_errors=True)
+    except DurabilityLost as error:
+        raise PullError(f"{name!r} could not be written safely: {error}") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise PullError(f"the disk of {final.parent} is full; free {_size(_needed(entry, from_file))} or set HEADWAY_HOME") from error
@@ -129,38 +130,16 @@ def _fetch(entry: Entry, private: Path, report: ProgressCallback, source: Path |
 
     carrier.unpack(entry, carriers, staged / entry.file, verified)
     final = _final(entry)
-    _publish_dir(staged, final)
+    publish_dir(staged, final)
     return final / entry.file
 
 
-def _publish_dir(staged: Path, final: Path) -> None:
-    """Syncs what is in `staged`, renames it to `final`, syncs the parent: after a power cut `final` is whole or absent."""
-    for path in (*staged.iterdir(), staged):
-        _sync(path)
-    staged.rename(final)
-    _sync(final.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _lock(entry: Entry) -> Iterator[None]:
+def _lock(entry: Entry) -> WriterLock:
     """One pull of a model at a time; the lock goes with the process that holds it."""
-    import fcntl
-
-    path = models_dir() / f".{entry.name}.lock"
-    with path.open("a") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Locked(f"another process is pulling {entry.name!r} (it holds {path}); wait for it to end") from None
-        yield
+    try:
+        return WriterLock(models_dir(), name=f".{entry.name}.lock")
+    except Locked as error:
+        raise Locked(f"another process is pulling {entry.name!r}; wait for it to end ({error})") from error
 
 
 def _sweep(entry: Entry) -> None:

@@ -1,4 +1,7 @@
-"""An iteration under construction: rows, pages and predicted time so far. The bookkeeping both policies share, no preferences of its own."""
+"""An iteration under construction: rows, pages and predicted time so far.
+
+The bookkeeping both policies share; it has no preferences of its own.
+"""
 
 from dataclasses import dataclass, field
 

@@ -49,7 +49,7 @@ class Quote:
 # ---- events: inputs of router.step -------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Arrive:
-    """A sequence asks to be served; its TTFT counts from the `now_ns` of this event. `cached_tokens` maps engine_id to prefix-cached tokens.
+    """A sequence asks to be served; its TTFT counts from the `now_ns` of this event. `cached_tokens` maps engine_id to cached tokens.
 
     `slo` may be unresolved (`Slo.empty`): the router fills in the class default. A promise equal to its class default counts as *not asked
     for*: it is downgraded where a named one is refused. `samples` > 1 informs only: each sample is an Arrive of its own.

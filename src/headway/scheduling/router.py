@@ -6,11 +6,10 @@ downgraded to the next class if the client had not asked for it. One that could 
 (not asked for). `background` is shed only when the queue is full. Under `fcfs` nothing is shed but what can never fit.
 """
 
-from dataclasses import replace
-
 from headway.core.law import IterationLaw
-from headway.core.slo import CLASSES, class_default, looser, resolve
+from headway.core.slo import class_default, looser, resolve
 from headway.scheduling import admission, learned
+from headway.scheduling.kernels import IDLE_PACE_NS
 from headway.scheduling.messages import (
     Abort,
     Arrive,
@@ -211,7 +210,7 @@ def _place_by_promise(state: RouterState, now_ns: int, request: RequestState, en
         _dispatch(state, request, state.engines[best.engine_id], commands)
         return
     if request.hold_until_ns < 0:
-        patience_ns = int(HOLD_SHARE * request.ttft_ns) if request.ttft_ns >= 0 else admission.IDLE_PACE_NS
+        patience_ns = int(HOLD_SHARE * request.ttft_ns) if request.ttft_ns >= 0 else IDLE_PACE_NS
         request.hold_until_ns = request.arrival_ns + patience_ns
     if now_ns < request.hold_until_ns:
         return
@@ -249,10 +248,10 @@ def _dispatch(state: RouterState, request: RequestState, engine: EngineState, co
 def _downgrade(request: RequestState, commands: list[Command]) -> None:
     """The default promise of the next looser class; only for promises nobody asked for."""
     slo = looser(request.slo) or class_default("background")
-    request.slo = replace(slo)
+    request.slo = slo
     request.ttft_ns, request.tpot_ns = plan(slo, request.max_tokens)
     request.hold_until_ns = -1
-    commands.append(Downgrade(request.id, CLASSES[CLASSES.index(slo.cls)]))
+    commands.append(Downgrade(request.id, slo.cls))
 
 
 def _shed(

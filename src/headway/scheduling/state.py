@@ -108,7 +108,8 @@ class RouterState:
             "requests": [
                 [
                     r.id, r.model, slo_to_plain(r.slo), r.asked, r.tenant, r.arrival_ns, r.prompt_tokens, r.max_tokens,
-                    dict(r.cached_tokens), r.ttft_ns, r.tpot_ns, r.left, r.hold_until_ns, r.engine_id, r.command_seq, r.emitted, r.relegated,
+                    dict(r.cached_tokens), r.ttft_ns, r.tpot_ns, r.left, r.hold_until_ns, r.engine_id,
+                    r.command_seq, r.emitted, r.relegated,
                 ]
                 for r in self.requests.values()
             ],
