@@ -49,6 +49,12 @@ class Quote:
 # ---- events: inputs of router.step -------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Arrive:
+    """A sequence asks to be served; its TTFT counts from the `now_ns` of this event. `cached_tokens` maps engine_id to cached tokens.
+
+    `slo` may be unresolved (`Slo.empty`): the router fills in the class default. A promise equal to its class default counts as *not asked
+    for*: it is downgraded where a named one is refused. `samples` > 1 informs only: each sample is an Arrive of its own.
+    """
+
     id: int
     model: str
     kind: str
@@ -64,7 +70,13 @@ class Arrive:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one iteration of an engine did. `next_ns` is the predicted length of the iteration now starting (0 = idle)."""
+    """What one iteration of an engine did. `next_ns` is the predicted length of the iteration now starting (0 = idle).
+
+    `seq` counts the reports of this boot from 1. `applied_seq` is the number of router commands aimed at this engine (Dispatch, Abort,
+    Relegate, Downgrade of a dispatched id, Pace; counted from 1 in the order `step` returned them, per boot) it had applied when the
+    report was made. `emitted` counts tokens sampled (a stop token too), `done` = (id, kind, prefill rows done), `started` = (id, cached
+    tokens) of sequences whose first rows ran, `preempted` ids that must prefill prompt + emitted again.
+    """
 
     engine_id: str
     boot: int
@@ -225,9 +237,10 @@ class Amend:
 class Result:
     """What an iteration did, as the view must know it.
 
-    `prefilled` counts prompt or recompute rows done per sequence, `emitted` tokens sampled, `recompute` the rows a preempted
-    sequence must do again (prompt + emitted, less what the prefix cache still holds), `pages_held` the pages of every sequence
-    whose number changed, `pages` per model (free, evictable) after the iteration.
+    `prefilled` counts prompt or recompute rows done per sequence, `emitted` tokens sampled (a stop token too: its row ran), `recompute`
+    the rows a preempted sequence must do again (prompt + emitted, less what the prefix cache still holds), `pages_held` the pages of every
+    sequence whose number changed, `pages` per model (free, evictable) after the iteration. `dt_ns` is the whole turn of the engine's loop
+    (compose to tokens handed over), because that is the gap a reader sees; 0 = bookkeeping only (no law is learned from it).
     """
 
     iteration: int

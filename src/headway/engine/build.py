@@ -1,0 +1,41 @@
+"""build_engine: what the engine process runs after its handshake. Loads the model, finds or measures its law, makes the Engine."""
+
+from headway.engine.calibrate import law_for
+from headway.engine.engine import Engine, EngineModel
+from headway.engine.frames import EngineSettings
+from headway.engine.load import MAX_SEQUENCES, LoadedModel, Progress, load_model
+
+
+class LoadedEngine(Engine):
+    """An Engine that owns its model's threads."""
+
+    def __init__(self, engine_id: str, settings: EngineSettings, loaded: LoadedModel, progress: Progress) -> None:
+        self._loaded = loaded
+        program, model = loaded.program, loaded.model
+        law = law_for(loaded, progress)
+        entry = EngineModel(program, model.stop_ids, program.accuracy, program.kv_dtype, law, f"{settings.model}/generate")
+        super().__init__(
+            engine_id,
+            {settings.model: entry},
+            min(MAX_SEQUENCES, settings.max_sequences),
+            settings.policy,
+            threads=loaded.team.n_threads,
+            memory_bytes=settings.kv_memory_bytes,
+        )
+
+    @property
+    def loaded(self) -> LoadedModel:
+        return self._loaded
+
+    def close(self) -> None:
+        super().close()
+        self._loaded.close()
+
+
+def build_engine(settings: EngineSettings, engine_id: str, progress: Progress) -> LoadedEngine:
+    loaded = load_model(settings, progress)
+    try:
+        return LoadedEngine(engine_id, settings, loaded, progress)
+    except BaseException:
+        loaded.close()
+        raise
