@@ -58,7 +58,7 @@ def test_publish_takes_its_four_steps_in_order(tmp_path: Path) -> None:
     publish(tmp_path / "law.json", b"abcdef", disk=disk)
     assert disk.calls == ["create", "write", "write", "sync", "rename", f"sync {tmp_path.name}"]
     assert (tmp_path / "law.json").read_bytes() == b"abcdef"
-    assert os.listdir(tmp_path) == ["law.json"]
+    assert [file.name for file in tmp_path.iterdir()] == ["law.json"]
 
 
 def test_a_cache_skips_the_syncs_only(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_interrupted_anywhere_the_old_file_stands_and_nothing_is_left(tmp_path: 
         with pytest.raises(KeyboardInterrupt):
             publish(path, b"newer!", disk=WatchedDisk(dies_at))
         assert path.read_bytes() == b"old"
-        assert os.listdir(tmp_path) == ["law.json"]
+        assert [file.name for file in tmp_path.iterdir()] == ["law.json"]
 
 
 def test_a_full_disk_or_a_failed_sync_leaves_the_old_file(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_full_disk_or_a_failed_sync_leaves_the_old_file(tmp_path: Path) -> Non
     with pytest.raises(DurabilityLost, match="sync failed"):
         publish(path, b"newer", disk=broken)
     assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["law.json"]
+    assert [file.name for file in tmp_path.iterdir()] == ["law.json"]
 
 
 def test_a_writer_function_and_its_errors(tmp_path: Path) -> None:

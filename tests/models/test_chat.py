@@ -114,6 +114,7 @@ HOSTILE = {
     "mutation": "{{ messages.append(1) }}",
     "power": "{{ 9 ** 9 ** 9 }}",
     "long string": "{{ 'a' * 10000000000 }}",
+    "doubling": "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
     "format": "{{ '%1000000000d' % 1 }}",
     "long output": "{% for i in range(99999) %}{{ 'x' }}{{ messages[0].content }}{% endfor %}",
     "undefined": "{{ messages[0].content.nothing.more }}",

@@ -13,7 +13,7 @@ from tests.models import bpe_oracle
 from tests.support import CONTROL_TOKENS, smollm2_path, tiny_model, tiny_vocabulary
 
 from headway.core.errors import ModelError
-from headway.models import open_model
+from headway.models import open_model, vocabulary
 from headway.models.tokenizer import DetokenizeStream, Tokenizer
 
 GOLDEN = {  # ids of llama.cpp (specs/engine.md 2.8)
@@ -73,6 +73,24 @@ def test_equal_to_the_second_implementation(tiny: Tokenizer) -> None:
     tables = oracle_tables(*tiny_vocabulary(480))
     for text in random_texts(1_000, seed=1):
         assert tiny.encode(text) == bpe_oracle.encode(text, **tables), repr(text)
+
+
+def test_digits_are_split_for_smollm_and_not_for_gpt2(tmp_path: Path) -> None:
+    metadata = dict(open_model(tiny_model(tmp_path / "m.gguf", seed=1, vocab=480)).file.metadata)
+    metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"][:-1], "12"]
+    metadata["tokenizer.ggml.merges"] = [*metadata["tokenizer.ggml.merges"][:-1], "1 2"]
+    one, two = Tokenizer.from_metadata(metadata).encode("1")[0], Tokenizer.from_metadata(metadata).encode("2")[0]
+    assert Tokenizer.from_metadata(metadata).encode("12") == [one, two]
+    assert Tokenizer.from_metadata({**metadata, "tokenizer.ggml.pre": "gpt-2"}).encode("12") == [479]
+
+
+@pytest.mark.parametrize(("pre", "words"), [("llama-bpe", ["123", "45"]), ("qwen2", ["1", "2", "3", "4", "5"])])
+def test_llama3_and_qwen2_split_as_their_cards_say(tmp_path: Path, pre: str, words: list[str]) -> None:
+    metadata = open_model(tiny_model(tmp_path / "m.gguf", seed=1, vocab=480)).file.metadata
+    made = Tokenizer.from_metadata({**metadata, "tokenizer.ggml.pre": pre})
+    assert made.add_bos is False  # the file says so
+    found = [word for word, _ in vocabulary.pipeline(made.vocabulary).pre_tokenizer.pre_tokenize_str("Don't 12345\n\n x")]
+    assert found == ["Don", "'t", "\u0120", *words, "\u010a\u010a", "\u0120x"]
 
 
 @settings(max_examples=200, deadline=None)

@@ -1,1 +1,1 @@
-
+"""Attention over paged keys and values. Must not know: models, scheduling, who owns a page."""

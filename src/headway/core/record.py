@@ -46,9 +46,7 @@ class JsonlWriter:
         try:
             line = json.dumps(asdict(record), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         except (TypeError, ValueError) as problem:
-            raise ConfigError(
-                f"record {record.kind!r} cannot be written as JSON ({problem}); use text, finite numbers, lists and dicts"
-            ) from None
+            raise ConfigError(f"record {record.kind!r} cannot be written as JSON ({problem}); use finite plain data") from None
         with self._lock:
             self._file.write(line + "\n")
 
@@ -82,9 +80,7 @@ def read_jsonl(path: str | Path) -> Iterator[Record]:
                 if number == 1 and found.get("schema") == SCHEMA:
                     continue
                 if number == 1:
-                    raise ConfigError(
-                        f"{path}: schema {found.get('schema')!r}, this program reads {SCHEMA!r}; use the version that wrote it"
-                    )
+                    raise ConfigError(f"{path}: schema {found.get('schema')!r}, this program reads {SCHEMA!r}")
                 if not isinstance(found, dict) or not {"t_ns", "kind"} <= set(found) <= names:
                     raise ValueError(f"fields must be among {', '.join(sorted(names))}")
             except (ValueError, AttributeError) as problem:

@@ -40,9 +40,7 @@ class Estimate:
 def _finite(x: Sample) -> npt.NDArray[np.float64]:
     values = np.asarray(x, np.float64).ravel()
     if not np.isfinite(values).all():
-        raise ConfigError(
-            f"a sample holds {int((~np.isfinite(values)).sum())} values that are not finite; leave them out and count them as missed"
-        )
+        raise ConfigError(f"a sample holds {int((~np.isfinite(values)).sum())} non-finite values; count those as missed instead")
     return values
 
 

@@ -7,6 +7,7 @@ Arrivals count from the first row, sorted. SLOs, users and prefixes that a trace
 import csv
 import gzip
 import io
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -53,7 +54,7 @@ def _finish(path: str | Path, timed: Iterable[tuple[int, TraceRow]], dropped: Co
     rows = list(timed)
     if not rows:
         raise ConfigError(f"trace {path} has no usable row (dropped: {dict(dropped)}); is it of this format?")
-    unsorted = sum(later[0] < earlier[0] for earlier, later in zip(rows, rows[1:]))
+    unsorted = sum(later[0] < earlier[0] for earlier, later in itertools.pairwise(rows))
     rows.sort(key=lambda item: item[0])
     first_ns = rows[0][0]
     placed = [TraceRow((ns - first_ns) / 1e9, row.prompt_tokens, row.output_tokens, row.hash_ids) for ns, row in rows]
@@ -141,9 +142,7 @@ def mooncake_jsonl(path: str | Path, *, block_tokens: int = 0) -> Trace:
         trace.block_tokens = block_tokens or 1 << max(0, round(float(np.log2(np.median(sizes)))))
         disagree = sum(len(row.hash_ids) != -(-row.prompt_tokens // trace.block_tokens) for row in hashed)
         if disagree:
-            trace.notes.append(
-                f"{disagree} of {len(hashed)} rows have another number of blocks than {trace.block_tokens} tokens a block give"
-            )
+            trace.notes.append(f"{disagree} of {len(hashed)} rows do not have the blocks that {trace.block_tokens} tokens each give")
     return trace
 
 
@@ -151,9 +150,7 @@ def compress(trace: Trace, rate_per_s: float) -> Trace:
     """The trace at another mean rate by scaling time, which keeps the gaps' coefficient of variation."""
     span_s = trace.rows[-1].arrival_s
     if not rate_per_s > 0 or span_s == 0:
-        raise ConfigError(
-            f"a trace of {span_s} s cannot be scaled to {rate_per_s} requests a second; give a positive rate and a trace with a span"
-        )
+        raise ConfigError(f"a trace of {span_s} s cannot be scaled to {rate_per_s} requests a second; both must be positive")
     scale = (len(trace.rows) - 1) / span_s / rate_per_s
     rows = [TraceRow(row.arrival_s * scale, row.prompt_tokens, row.output_tokens, row.hash_ids) for row in trace.rows]
     return Trace(rows, dict(trace.dropped), [*trace.notes, f"time scaled by {scale:.6g}"], trace.block_tokens)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
+from headway.attention.pages import bytes_per_page
 from headway.core.errors import ConfigError
 from headway.core.paths import kernels_dir
 from headway.engine.frames import EngineSettings
@@ -12,7 +13,6 @@ from headway.engine.program import MODE_KV, Accuracy, CpuProgram, KvDtype, Limit
 from headway.engine.weights import PackedWeights
 from headway.kernels.cpu import isa
 from headway.kernels.cpu.objects import ObjectCache
-from headway.kernels.cpu.rows import page_bytes
 from headway.kernels.cpu.team import Team
 from headway.models.architecture import LlamaConfig
 from headway.models.model import Model, open_model
@@ -82,7 +82,7 @@ def _limits(config: LlamaConfig, settings: EngineSettings) -> Limits:
     page = settings.page_tokens
     if page % 16:
         raise ConfigError(f"page_tokens={page}: this engine's pages are multiples of 16 tokens")
-    per_page = config.layers * config.kv_heads * page_bytes(config.head_dim) * (page // 16)
+    per_page = bytes_per_page(config.layers, config.kv_heads, config.head_dim, page)
     pages = settings.kv_memory_bytes // per_page
     if pages < 4:
         raise ConfigError(

@@ -4,27 +4,24 @@ One foreign call an iteration; inside it no Python, no allocation. Which kernel 
 never on the rows beside it (specs/engine.md 4.4).
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from headway.attention.paged import HeadShape, PagedAttention
+from headway.attention.pages import PagePool
 from headway.core.errors import CapacityError, ConfigError
 from headway.engine.step import Batch, Float32
 from headway.engine.weights import Matrix, PackedWeights
 from headway.kernels.cpu import layout as at
-from headway.kernels.cpu.attend import (
-    Attend, ClearStates, FinishState, FoldState, rows_at_once, scratch_bytes, state_bytes,
-)  # fmt: skip
 from headway.kernels.cpu.compile import Kernel
-from headway.kernels.cpu.emit import LOG2E
 from headway.kernels.cpu.memory import Arena, address
 from headway.kernels.cpu.objects import Linked, ObjectCache, Progress
 from headway.kernels.cpu.probe import ReadBytes
 from headway.kernels.cpu.products import QUANTISED, UNIT_ROWS, Epilogue, Product, activation_bytes, tile_rows
-from headway.kernels.cpu.rows import Append, PrepareRow, RotateQueries, page_bytes
+from headway.kernels.cpu.rows import PrepareRow
 from headway.kernels.cpu.team import Team
 
 Accuracy = Literal["exact", "fast"]
@@ -52,11 +49,6 @@ class Limits:
         for name in ("pages", "context_tokens", "max_rows", "max_segments", "max_sampled_rows"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
-
-
-def kv_bytes_per_token(weights: PackedWeights) -> int:
-    c = weights.config
-    return c.layers * c.kv_heads * page_bytes(c.head_dim) // at.PAGE_TOKENS
 
 
 @dataclass(slots=True)
@@ -101,7 +93,11 @@ class CpuProgram:
         self.vocab, self.context_tokens = c.vocab, limits.context_tokens
         self.page_tokens, self.pages = limits.page_tokens, limits.pages
         self.max_rows, self.max_segments, self.max_sampled_rows = limits.max_rows, limits.max_segments, limits.max_sampled_rows
-        self.kv_bytes_per_token = kv_bytes_per_token(weights)
+        first = weights.layers[0]
+        self._qkv_bytes = 4 * sum(m.padded for m in first.qkv)
+        shape = HeadShape(c.heads, c.kv_heads, c.head_dim, c.rope_dim, c.rope_pairs)
+        self._attention = PagedAttention(shape, self.isa, self.kv_dtype, self._qkv_bytes)
+        self.pool = PagePool(c.layers, c.kv_heads, c.head_dim, limits.pages, limits.page_tokens)
         self._buffers(rope_factors)
         plan = _Plan()
         self._compile(plan)
@@ -114,36 +110,22 @@ class CpuProgram:
     # ---- memory
     def _buffers(self, rope_factors: NDArray[np.float32] | None) -> None:
         c, n, w = self.weights.config, self.limits, self.weights
-        sub_pages = n.pages * n.page_tokens // at.PAGE_TOKENS
-        self._head_pool_bytes = sub_pages * page_bytes(c.head_dim)
-        pool_bytes = c.layers * c.kv_heads * self._head_pool_bytes
-        self._pool = Arena(pool_bytes + 4096)
-        # first touch here, not inside decode steps (it cost 1.1 ms a token over the first 60 tokens in the prototype)
-        pool = self._pool.take(pool_bytes, np.uint8, 4096)
-        pool.fill(0)
-        self._pages = pool.reshape(c.layers, c.kv_heads, n.pages, -1)
-        first = w.layers[0]
-        self._qkv_bytes = 4 * sum(m.padded for m in first.qkv)
         matrices = [m for layer in w.layers for m in (*layer.qkv, layer.output, layer.gate_up, layer.down)] + [w.head]
         self._act2 = max(activation_bytes(m.kind, m.inputs, 2) for m in matrices)
         self._act1 = max(activation_bytes(m.kind, m.inputs, 1) for m in matrices)
         self._logits_bytes = 4 * w.head.padded
-        state = state_bytes(self.isa, c.head_dim)
-        group = c.heads // c.kv_heads
-        self._tile = scratch_bytes(self.isa, max(rows_at_once(self.isa), group)) + 64
-        states_at = -(-self._tile // 4096) * 4096
-        prepare_at = states_at + -(-(2 * at.TILE_TOKENS * group * state) // 4096) * 4096
-        scratch = prepare_at + -(-(FUSED_ROWS * self._act2) // 4096) * 4096
-        max_parts = n.context_tokens // at.SPLIT_TOKENS + 1
-        partials = n.max_segments * max_parts * c.kv_heads
-        items = n.max_rows // at.TILE_TOKENS + n.max_segments * (max_parts + 1)
+        states_at = _up(self._attention.scratch_bytes)
+        prepare_at = states_at + _up(self._attention.tile_states_bytes)
+        scratch = prepare_at + _up(FUSED_ROWS * self._act2)
+        partials, partial_bytes = self._attention.partials(n.max_segments, n.context_tokens)
+        items = n.max_rows // at.TILE_TOKENS + n.max_segments * (n.context_tokens // at.SPLIT_TOKENS + 2)
         rows = n.max_rows + 8
         self._arena = Arena(
             rows * (4 * c.width + self._qkv_bytes + 4 * padded(c.heads * c.head_dim) + 4 * c.ffn_width + self._act2 + self._act1 + 16)
             + n.max_sampled_rows * (self._logits_bytes + self._act2 + 4)
             + self.team.n_threads * scratch
             + n.context_tokens * 8 * c.rope_dim
-            + partials * (group * state + 8)
+            + partials * (partial_bytes + 8)
             + items * 4 * at.ITEM_WORDS
             + (c.layers * 16 + 16) * (8 * at.OP_WORDS + at.CONTROL_BYTES)
             + (1 << 20)
@@ -158,7 +140,7 @@ class CpuProgram:
         full = take(n.max_sampled_rows * self._logits_bytes, np.float32, 4096).reshape(n.max_sampled_rows, -1)
         self.logits: Float32 = full[:, : c.vocab]
         self._full_logits = full
-        self._partials = take(partials * group * state, align=4096)
+        self._partials = take(partials * partial_bytes, align=4096)
         self._counters = take(8 * partials, np.int64)
         self._row_segment = take(4 * rows, np.int32)
         self._items = take(items * 4 * at.ITEM_WORDS, np.int32)
@@ -215,7 +197,6 @@ class CpuProgram:
             {},
         )
         for i, layer in enumerate(w.layers):
-            pool = address(self._pages) + i * c.kv_heads * self._head_pool_bytes
             offsets = _offsets(layer.qkv)
             prepared: dict[bool, int] = {}
             out = qkv
@@ -225,8 +206,8 @@ class CpuProgram:
                     prepared[kind] = self._prepare(plan, m, x, x_bytes, layer.attention_norm)
                 self._product(plan, m, prepared[kind], "store", out, self._qkv_bytes)
                 out += 4 * m.padded
-            self._rotate(plan, qkv, pool, offsets)
-            self._attend(plan, qkv, pool, attended, attended_bytes)
+            plan.add(at.OP_ROTATE, *self._attention.append(self.pool, i, qkv, offsets, address(self._angles)))
+            plan.add(at.OP_ATTEND, *self._attention.attend(self.pool, i, qkv, attended, attended_bytes, address(self._partials)))
             ready = self._prepare(plan, layer.output, attended, attended_bytes, None)
             self._product(plan, layer.output, ready, "add", x, x_bytes)
             ready = self._prepare(plan, layer.gate_up, x, x_bytes, layer.ffn_norm)
@@ -292,62 +273,6 @@ class CpuProgram:
                 kernels[base + 2 * i + 1] = Product(m.kind, m.inputs, rows, planes, epilogue, ahead)
         plan.add(at.OP_PRODUCT, words, kernels)
 
-    def _rotate(self, plan: _Plan, qkv: int, pool: int, offsets: tuple[int, int]) -> None:
-        c = self.weights.config
-        scale = LOG2E / math.sqrt(c.head_dim)
-        plan.add(
-            at.OP_ROTATE,
-            {
-                at.Q_QKV: qkv,
-                at.Q_ROW_BYTES: self._qkv_bytes,
-                at.Q_ANGLES: address(self._angles),
-                at.Q_ANGLE_BYTES: 8 * c.rope_dim,
-                at.Q_KV_HEADS: c.kv_heads,
-                at.Q_KEYS: offsets[0],
-                at.Q_VALUES: offsets[1],
-                at.Q_HEAD_BYTES: 4 * c.head_dim,
-                at.Q_POOL: pool,
-                at.Q_HEAD_POOL_BYTES: self._head_pool_bytes,
-                at.Q_PAGE_BYTES: page_bytes(c.head_dim),
-            },
-            {
-                at.Q_ROTATE: RotateQueries(c.heads, c.head_dim, c.rope_dim, c.rope_pairs, scale),
-                at.Q_APPEND: Append(c.head_dim, c.rope_dim, c.rope_pairs, self.kv_dtype),
-            },
-        )
-
-    def _attend(self, plan: _Plan, qkv: int, pool: int, out: int, out_bytes: int) -> None:
-        c = self.weights.config
-        group = c.heads // c.kv_heads
-        groups = _head_groups(group, rows_at_once(self.isa))
-        tokens = max(1, rows_at_once(self.isa) // group)
-        words = {
-            at.A_QUERIES: qkv,
-            at.A_ROW_BYTES: self._qkv_bytes,
-            at.A_POOL: pool,
-            at.A_HEAD_POOL_BYTES: self._head_pool_bytes,
-            at.A_PAGE_BYTES: page_bytes(c.head_dim),
-            at.A_KV_HEADS: c.kv_heads,
-            at.A_GROUP_HEADS: group,
-            at.A_HEAD_BYTES: 4 * c.head_dim,
-            at.A_OUT: out,
-            at.A_OUT_BYTES: out_bytes,
-            at.A_TOKENS: tokens,
-            at.A_HEAD_GROUPS: len(groups),
-            at.A_STATE_BYTES: state_bytes(self.isa, c.head_dim),
-            at.A_PARTIALS: address(self._partials),
-        }
-        kernels: dict[int, Kernel] = {
-            at.A_CLEAR: ClearStates(c.head_dim),
-            at.A_FOLD: FoldState(c.head_dim),
-            at.A_FINISH: FinishState(c.head_dim),
-        }
-        for i, heads in enumerate(groups):
-            words[at.A_KERNELS + 3 * i] = heads
-            for j, n in enumerate((tokens, 1)):
-                kernels[at.A_KERNELS + 3 * i + 1 + j] = Attend(c.head_dim, n, heads, self._qkv_bytes, self.kv_dtype)
-        plan.add(at.OP_ATTEND, words, kernels)
-
     def _install(self, plan: _Plan) -> None:
         """Copy the records to where the compiled loop reads them, with addresses for names and each product told what follows it."""
         for op, word, symbol in plan.patches:
@@ -392,7 +317,7 @@ class CpuProgram:
         self.team.run(b.ctypes.data)
 
     def copy_page(self, source: int, target: int) -> None:
-        self._pages[:, :, target] = self._pages[:, :, source]
+        self.pool.copy_page(source, target)
 
     def close(self) -> None:
         """Nothing to give back by hand: memory goes with the object. The team belongs to the caller."""
@@ -428,6 +353,10 @@ class CpuProgram:
         return found
 
 
+def _up(n_bytes: int) -> int:
+    return -(-n_bytes // 4096) * 4096
+
+
 def padded(n: int) -> int:
     return -(-n // UNIT_ROWS) * UNIT_ROWS
 
@@ -438,11 +367,3 @@ def _offsets(qkv: tuple[Matrix, ...]) -> tuple[int, int]:
         q, k, _ = qkv[0].outputs
         return 4 * q, 4 * (q + k)
     return 4 * qkv[0].padded, 4 * (qkv[0].padded + qkv[1].padded)
-
-
-def _head_groups(group: int, most: int) -> list[int]:
-    """Query heads of one kv head in pieces of at most `most`, as even as can be."""
-    pieces = -(-group // most)
-    if pieces > at.MAX_HEAD_GROUPS:
-        raise ConfigError(f"{group} query heads share a kv head; this kernel handles up to {at.MAX_HEAD_GROUPS * most}")
-    return [group // pieces + (i < group % pieces) for i in range(pieces)]

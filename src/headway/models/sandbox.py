@@ -26,7 +26,7 @@ class _OutOfBounds(Exception):
 class _Bounded(ImmutableSandboxedEnvironment):
     """Looks at the clock where a template touches a value, and refuses products that would be huge."""
 
-    intercepted_binops = frozenset(("*", "**", "%"))
+    intercepted_binops = frozenset(("+", "*", "**", "%"))
     deadline_s = float("inf")
 
     def _check(self) -> None:
@@ -50,6 +50,8 @@ class _Bounded(ImmutableSandboxedEnvironment):
         numbers = isinstance(left, int | float) and isinstance(right, int | float)
         if operator == "**" or (operator == "*" and not numbers) or (operator == "%" and isinstance(left, str)):
             raise _OutOfBounds(f"it uses {operator!r} on {type(left).__name__} and {type(right).__name__}, which could grow without bound")
+        if operator == "+" and isinstance(left, str) and isinstance(right, str) and len(left) + len(right) > MAX_OUTPUT_CHARACTERS:
+            raise _OutOfBounds(f"it builds a text of more than {MAX_OUTPUT_CHARACTERS} characters")
         return super().call_binop(context, operator, left, right)
 
 
