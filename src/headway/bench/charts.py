@@ -37,7 +37,7 @@ def two_lanes(lanes: Sequence[Lane]) -> str:
         if lane.longest is not None:
             parts.append(_pause_mark(lane, scale, top, height))
         top += height + 26
-    axis = top - 12
+    axis = top
     step_ns = next(step for step in (100e6, 200e6, 500e6, 1e9, 2e9, 5e9) if lanes[0].length_ns / step <= 12 or step == 5e9)
     for k in range(int(lanes[0].length_ns / step_ns) + 1):
         x = _LEFT + k * step_ns * scale
@@ -131,7 +131,9 @@ def distribution(title: str, arms: dict[str, list[float]], limit_s: float | None
 
     if limit_s:
         parts.append(f'<path d="M{x(limit_s):.1f} 6v{height}" class="limit"/>')
-        parts.append(f'<text x="{x(limit_s) + 3:.1f}" y="18" class="axis">promise {in_words(limit_s * 1e9)}</text>')
+        side, anchor = (3, "start") if x(limit_s) < width * 0.6 else (-3, "end")
+        place_x = x(limit_s) + side
+        parts.append(f'<text x="{place_x:.1f}" y="18" class="axis" text-anchor="{anchor}">promise {in_words(limit_s * 1e9)}</text>')
     for place, (name, group) in enumerate(arms.items()):
         ordered = sorted(group)
         if not ordered:

@@ -107,7 +107,6 @@ def to_html(report: Report) -> str:
     if report.next_commands:
         parts.append("<h2>Next</h2><pre>" + escape("\n".join(report.next_commands)) + "</pre>")
     style = files("headway.bench").joinpath("data", "report.css").read_text(encoding="utf-8")
-    title = f"<title>{escape(report.title)}</title>"
     head = f"<style>{style}</style>"
     head += '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
     head += f"<title>{escape(report.title)}</title>"

@@ -10,7 +10,7 @@ from typing import Any
 
 from headway.bench.outcome import Outcomes, RequestRow
 from headway.bench.workflow import App, Workflow
-from headway.core.slo import Ended, Score, Slo, resolve, score
+from headway.core.slo import CLASSES, Ended, Score, Slo, resolve, score
 from headway.core.stats import Estimate, quantile_interval, wilson
 
 _ENDED: dict[str, Ended] = {"finished": "finished", "refused": "shed", "failed": "failed", "unfinished": "cancelled_by_client"}
@@ -58,7 +58,8 @@ def summarise(workflow: Workflow, runs: Sequence[Outcomes], *, seconds: float | 
         for name, app in workflow.apps.items()
     }
     classes = {}
-    for cls in sorted({app.slo.cls for app in workflow.apps.values()}):
+    present = {app.slo.cls for app in workflow.apps.values()}
+    for cls in (cls for cls in CLASSES if cls in present):
         members = (row for row in rows if workflow.apps[row.app].slo.cls == cls)
         classes[cls] = _summary(cls, cls, workflow.apps, members, seconds)
     everything = _summary("all", "", workflow.apps, rows, seconds)

@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import yaml
 
@@ -116,7 +116,8 @@ class _StrictLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
+            loader: Any = self  # PyYAML's parser has no types
+            mark = loader.peek_event().start_mark
             raise ConfigError(f"line {mark.line + 1}: YAML aliases are not allowed in a workflow; write the value out")
         return super().compose_node(parent, index)
 
