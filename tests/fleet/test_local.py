@@ -56,7 +56,7 @@ async def test_a_second_prompt_with_the_same_beginning_arrives_as_cached(tmp_pat
         ticket = fleet.submit(request([*prompt, 3, 4]))
         assert fleet._state.requests[ticket.id].cached_tokens == {"engine-0": 48}
         await ticket.dispatched()
-        assert [output.cached_tokens async for output in ticket][0] == 48
+        assert (await anext(ticket)).cached_tokens == 48
 
 
 async def test_kill_9_mid_stream_tells_every_client_records_it_and_serves_again(tmp_path, monkeypatch):
