@@ -26,17 +26,21 @@ THIRD_PARTY = {
     "models": {"numpy", "tokenizers", "jinja2"},
     "engine": {"numpy", "msgspec"},
     "fleet": {"numpy", "msgspec"},
-    "server": {"fastapi", "starlette", "uvicorn", "pydantic", "msgspec", "prometheus_client"},
+    "server": {"fastapi", "starlette", "uvicorn", "h11", "pydantic", "msgspec", "prometheus_client"},
     "bench": {"numpy", "yaml", "rich", "msgspec"},
     "cli": {"rich"},
 }
 
 # Files that open something for writing themselves, and why that is no state of Headway (state goes through core.durable).
 WRITERS = {
-    "core/durable.py": "the module that exists for it",
+    "core/disk.py": "the system calls under core.durable",
+    "core/publish.py": "core.durable: atomic publish",
+    "core/chunklog.py": "core.durable: metrics that may lose their last seconds",
+    "core/record.py": "telemetry for another tool to read, where its user asked for it",
+    "bench/processes.py": "logs of the services that a run started",
+    "bench/report.py": "a run's files in its own folder, made visible by publish_dir at the end",
     "cli/main.py": "sends what nobody reads any more to the null device",
     "models/carrier.py": "wheels and files on their way into the cache, in a private folder, verified by sha256 before anybody sees them",
-    "models/hub.py": "renames that verified folder into place (a cache: a damaged one is pulled again)",
 }
 
 

@@ -16,7 +16,9 @@ POISON = -7
 
 
 class HistoryProgram:
-    def __init__(self, *, vocab=97, context_tokens=256, page_tokens=16, pages=32, max_rows=64, max_segments=16, max_sampled_rows=8, classes=True):
+    def __init__(
+        self, *, vocab=97, context_tokens=256, page_tokens=16, pages=32, max_rows=64, max_segments=16, max_sampled_rows=8, classes=True
+    ):
         self.vocab, self.context_tokens, self.page_tokens, self.pages = vocab, context_tokens, page_tokens, pages
         self.max_rows, self.max_segments, self.max_sampled_rows = max_rows, max_segments, max_sampled_rows
         self.logits = np.full((max_sampled_rows, vocab), np.nan, np.float32)
@@ -28,7 +30,14 @@ class HistoryProgram:
 
     def execute(self, batch: Batch) -> None:
         rows = len(batch.token_ids)
-        for array in (batch.token_ids, batch.positions, batch.segment_first_row, batch.segment_rows, batch.segment_table, batch.sampled_rows):
+        for array in (
+            batch.token_ids,
+            batch.positions,
+            batch.segment_first_row,
+            batch.segment_rows,
+            batch.segment_table,
+            batch.sampled_rows,
+        ):
             assert array.dtype == np.int32 and array.flags.c_contiguous
         assert rows <= self.max_rows and len(batch.segment_rows) <= self.max_segments and len(batch.sampled_rows) <= self.max_sampled_rows
         assert batch.segment_rows.sum() == rows
@@ -95,7 +104,7 @@ class FirstComeView:
 
 
 class FirstComeScheduler:
-    """Decodes first, then chunks in arrival order; preempts the youngest when pages run out. `chunk_tokens` may be changed between steps."""
+    """Decodes first, then chunks in arrival order; preempts the youngest when pages run out. `chunk_tokens` may change between steps."""
 
     def new_view(self, spec, policy):
         return FirstComeView(spec, {m.model: m.pages for m in spec.models})
@@ -110,7 +119,7 @@ class FirstComeScheduler:
         decode, work = [], []
         running = [s for s in order if s.left == 0 and s.id not in preempt]
         while running:
-            need = {m: 0 for m in free}
+            need = dict.fromkeys(free, 0)
             for s in running:
                 need[view.model_of[s.id]] += s.context % page_tokens[view.model_of[s.id]] == 0
             short = [m for m in free if need[m] > free[m]]
@@ -144,12 +153,14 @@ class FirstComeScheduler:
 
     def apply(self, view: FirstComeView, now_ns: int, change) -> None:
         if isinstance(change, Submit):
-            view.sequences[change.id] = _Seen(change.id, change.prompt_tokens - change.cached_tokens, change.pages_held, 0, change.cached_tokens)
+            view.sequences[change.id] = _Seen(
+                change.id, change.prompt_tokens - change.cached_tokens, change.pages_held, 0, change.cached_tokens
+            )
             view.model_of[change.id] = change.model
         elif isinstance(change, Abort):
             view.sequences.pop(change.id, None)
         elif isinstance(change, Result):
-            for id, rows in change.prefilled:
+            for id, rows in (*change.adopted, *change.prefilled):
                 view.sequences[id].left -= rows
                 view.sequences[id].context += rows
             for id, n in change.emitted:

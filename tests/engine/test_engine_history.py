@@ -6,18 +6,25 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.engine.doubles import FirstComeScheduler, HistoryProgram, history_logits
 
 from headway.core.slo import Slo
 from headway.engine import wire
 from headway.engine.engine import Engine, EngineModel
 from headway.engine.sampling import Sampler
 from headway.scheduling.messages import Dispatch
-from tests.engine.doubles import FirstComeScheduler, HistoryProgram, history_logits
 
 
-def make_engine(program, *, accuracy="exact", max_sequences=8, scheduler=None, stop_ids=frozenset()):
+def make_engine(program, *, accuracy="exact", max_sequences=8, stop_ids=frozenset(), policy="double"):
+    """`policy` "double" = FirstComeScheduler; the others are the real scheduler."""
     model = EngineModel(program, stop_ids, accuracy=accuracy, kv_dtype="f16")
-    return Engine("e0", {"m": model}, max_sequences, "fcfs", scheduler=scheduler or FirstComeScheduler())
+    return Engine(
+        "e0",
+        {"m": model},
+        max_sequences,
+        "fcfs" if policy == "double" else policy,
+        scheduler=FirstComeScheduler() if policy == "double" else None,
+    )
 
 
 def submit(engine, id, tokens, salt="", model="m", kind="generate", **sampling):
@@ -97,24 +104,29 @@ arrival = st.fixed_dictionaries(
     preempt_every=st.sampled_from([0, 3, 7]),
     accuracy=st.sampled_from(["exact", "fast"]),
     segments=st.sampled_from([4, 16]),
+    policy=st.sampled_from(["double", "fcfs", "headway"]),
 )
-def test_every_sequence_gets_the_tokens_it_would_get_alone(arrivals, page_tokens, pool_tokens, chunk, preempt_every, accuracy, segments):
+def test_every_sequence_gets_the_tokens_it_would_get_alone(
+    arrivals, page_tokens, pool_tokens, chunk, preempt_every, accuracy, segments, policy
+):
     fast = accuracy == "fast"
     program = HistoryProgram(page_tokens=page_tokens, pages=pool_tokens // page_tokens, classes=fast, max_segments=segments)
-    engine = make_engine(program, accuracy=accuracy, max_sequences=4)
-    engine.view.chunk_tokens = chunk
+    double = policy == "double"
+    engine = make_engine(program, accuracy=accuracy, max_sequences=4, policy=policy)
+    if double:
+        engine.view.chunk_tokens = chunk
     shared = [np.random.default_rng(k).integers(0, 97, 90).tolist() for k in range(4)]
     prompts, samplings, classes, got, clock = {}, {}, {}, {}, ticking()
     for tick in range(6000):
         for id, a in enumerate(arrivals):
             if a["at"] == tick:
                 prompts[id] = shared[a["shared"]][: a["shared_tokens"]] + a["own"]
-                samplings[id] = dict(max_tokens=a["max_tokens"], temperature=a["temperature"], seed=id)
+                samplings[id] = {"max_tokens": a["max_tokens"], "temperature": a["temperature"], "seed": id}
                 submit(engine, id, prompts[id], **samplings[id])
             if a["abort_after"] is not None and tick == a["at"] + a["abort_after"]:
                 engine.abort(id, "client")
                 engine.check_invariants()
-        if preempt_every and tick % preempt_every == 0:
+        if double and preempt_every and tick % preempt_every == 0:
             engine.view.force_preempt |= set(list(engine.view.sequences)[tick % 3 :: 2]) if tick < 300 else set()
         for id, sequence in engine._residents["m"].sequences.items():
             classes.setdefault(id, {})
@@ -125,13 +137,13 @@ def test_every_sequence_gets_the_tokens_it_would_get_alone(arrivals, page_tokens
             break
     else:
         raise AssertionError("no progress")
-    for id, a in enumerate(arrivals):
+    for id in range(len(arrivals)):
         outputs = got[id]
         sampling = wire.Sampling(**samplings[id])
         n = len(prompts[id])
         # Rows adopted from generated text keep that class (only in `fast`); all others follow from their place.
         kinds = classes.get(id, {})
-        want = alone(prompts[id], sampling, lambda i: kinds.get(i, int(i >= n)), class_sensitive=fast)
+        want = alone(prompts[id], sampling, lambda i, kinds=kinds, n=n: kinds.get(i, int(i >= n)), class_sensitive=fast)
         if outputs[-1].finish == "abort":
             assert tokens_of(outputs) == want[: len(tokens_of(outputs))]
         else:
@@ -155,7 +167,7 @@ def test_a_prefix_hit_saves_rows_and_does_not_change_tokens():
 
 
 def test_another_salt_shares_nothing():
-    prompt = list(range(64)) + [1]
+    prompt = [*list(range(64)), 1]
     engine = make_engine(HistoryProgram())
     submit(engine, 1, prompt, salt="alice")
     run_all(engine)
@@ -164,7 +176,7 @@ def test_another_salt_shares_nothing():
 
 
 def test_samples_of_one_prompt_end_up_on_the_same_pages():
-    prompt = list(range(64)) + [1]
+    prompt = [*list(range(64)), 1]
     engine = make_engine(HistoryProgram(pages=64))
     for id in range(4):
         submit(engine, id, prompt, max_tokens=40, temperature=1.0, sample_index=id)

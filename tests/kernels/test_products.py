@@ -50,7 +50,7 @@ def test_unpack_is_the_inverse_of_pack(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_product_equals_the_exact_formula(bench: Bench, kind: str, planes: int) -> None:
     rng = np.random.default_rng(2)
-    inputs = 96 if kind in QUANTISED else 60
+    inputs = 96 if kind in QUANTISED else 80
     stored = random_rows(kind, 32, inputs, rng)
     weights = dequantise(type_number(kind.upper()), stored, inputs).astype(np.float64)
     packed = Arena(1 << 20).take(1 << 16)

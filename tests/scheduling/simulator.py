@@ -6,7 +6,7 @@ No model, no sampling: a sequence ends when it has written its true length. Page
 import random
 from dataclasses import dataclass, field
 
-from headway.core.law import IterationLaw, Residual
+from headway.core.law import IterationLaw
 from headway.core.slo import Score, Slo, score
 from headway.scheduling import iteration, router
 from headway.scheduling.messages import (
@@ -28,8 +28,8 @@ from headway.scheduling.messages import (
 )
 from headway.scheduling.view import PolicyName
 
-LAPTOP = IterationLaw(c_host_s=0.0004, g_tokens=(0, 1), g_s=(0.0, 0.0061), d1=1.5e-3, d2=5e-7, p1=1.6e-3, p2=5e-9)
-FOUR_TIMES = IterationLaw(c_host_s=0.0003, g_tokens=(0, 1), g_s=(0.0, 0.0013), d1=0.375e-3, d2=1.2e-7, p1=0.4e-3, p2=1.2e-9)
+LAPTOP = IterationLaw(c_host_s=0.0004, g_tokens=(0, 1, 2), g_s=(0.0, 0.0061, 0.0061), d1=1.5e-3, d2=5e-7, p1=1.6e-3, p2=5e-9)
+FOUR_TIMES = IterationLaw(c_host_s=0.0003, g_tokens=(0, 1, 2), g_s=(0.0, 0.0013, 0.0013), d1=0.375e-3, d2=1.2e-7, p1=0.4e-3, p2=1.2e-9)
 
 
 def engine_spec(pages: int = 2048, max_rows: int = 512, max_sequences: int = 64, page_tokens: int = 16) -> EngineSpec:
@@ -56,6 +56,7 @@ class LawEngine:
     spec: EngineSpec
     jitter: random.Random
     believed: IterationLaw | None = None
+    spike_share: float = 0.005
     lengths: dict[int, int] = field(default_factory=dict)
     held: dict[int, int] = field(default_factory=dict)
 
@@ -69,7 +70,9 @@ class LawEngine:
         sequences = self.view.sequences
         assert len(it.decode) + len(it.work) <= self.spec.max_sequences
         assert len(it.decode) + sum(n for _, n in it.work) <= self.spec.max_rows
-        assert len({i for i, _ in it.decode} | {i for i, _ in it.work}) == len(it.decode) + len(it.work), "a sequence twice in one iteration"
+        assert len({i for i, _ in it.decode} | {i for i, _ in it.work}) == len(it.decode) + len(it.work), (
+            "a sequence twice in one iteration"
+        )
         recompute: list[tuple[int, int]] = []
         for id_ in it.preempt:
             self.held[id_] = 0
@@ -96,11 +99,13 @@ class LawEngine:
                 finished.append(id_)
                 self.held.pop(id_)
         seconds = self.truth.predict_s(len(it.decode), kv, chunks, len(emitted))
-        seconds *= max(0.9, self.jitter.gauss(1.0, 0.02)) * (1.3 if self.jitter.random() < 0.005 else 1.0)
+        seconds *= max(0.9, self.jitter.gauss(1.0, 0.02)) * (1.3 if self.jitter.random() < self.spike_share else 1.0)
         self.iterations += 1
         free = model.pages - sum(self.held.values())
         assert free >= 0, "more pages used than there are"
-        changed = tuple((i, self.held[i]) for i in sorted({i for i, _ in it.decode} | {i for i, _ in it.work} | set(it.preempt)) if i in self.held)
+        changed = tuple(
+            (i, self.held[i]) for i in sorted({i for i, _ in it.decode} | {i for i, _ in it.work} | set(it.preempt)) if i in self.held
+        )
         return Result(
             self.iterations, round(seconds * 1e9), it.work, tuple(emitted), tuple(finished), tuple(recompute), changed, {"m": (free, 0)}
         )
@@ -129,11 +134,20 @@ class Outcome:
         return sum(bool(s.on_time) for s in self.scores.values())
 
 
-def simulate(jobs: list[Job], policy: PolicyName, truth: IterationLaw, *, spec: EngineSpec | None = None, seed: int = 0, margin: float = 1.05) -> Outcome:
+def simulate(
+    jobs: list[Job],
+    policy: PolicyName,
+    truth: IterationLaw,
+    *,
+    spec: EngineSpec | None = None,
+    seed: int = 0,
+    margin: float = 1.05,
+    spike_share: float = 0.005,
+) -> Outcome:
     """Open loop: jobs arrive when they say; runs until everything has ended."""
     spec = spec or engine_spec()
     believed = IterationLaw.from_params(truth.to_params() | {"residual": {"q05": 0.97, "q50": 1.0, "q95": margin}})
-    engine = LawEngine(policy, truth, spec, random.Random(seed), believed)
+    engine = LawEngine(policy, truth, spec, random.Random(seed), believed, spike_share)
     state = router.new_state(policy, seed, laws={"law": believed})
     by_id = {j.id: j for j in jobs}
     engine.lengths = {j.id: j.output_tokens for j in jobs}
@@ -152,7 +166,9 @@ def simulate(jobs: list[Job], policy: PolicyName, truth: IterationLaw, *, spec: 
         for c in commands:
             if isinstance(c, Dispatch):
                 j = by_id[c.id]
-                iteration.apply(engine.view, now_ns, Submit(c.id, "m", "generate", c.slo, c.arrival_ns, j.prompt_tokens, 0, j.max_tokens, 0))
+                iteration.apply(
+                    engine.view, now_ns, Submit(c.id, "m", "generate", c.slo, c.arrival_ns, j.prompt_tokens, 0, j.max_tokens, 0)
+                )
                 applied += 1
             elif isinstance(c, Relegate):
                 iteration.apply(engine.view, now_ns, Amend(c.id, state.requests[c.id].slo, True))
@@ -199,7 +215,8 @@ def simulate(jobs: list[Job], policy: PolicyName, truth: IterationLaw, *, spec: 
         feed(
             now_ns,
             Report(
-                "e", 1, seq, applied, now_ns, result.iteration, result.dt_ns, following.predicted_ns, iteration.slack_ns(engine.view, now_ns),
+                "e", 1, seq, applied, now_ns, result.iteration, result.dt_ns, following.predicted_ns,
+                iteration.slack_ns(engine.view, now_ns),
                 result.emitted, tuple((i, "prefill", n) for i, n in it.work), started, tuple((i, "length") for i in result.finished), (),
                 it.preempt, {"m": (0, 0, 0)}, 0,
             ),

@@ -1,4 +1,4 @@
-"""Named test doubles of the rooms under the server (`ByteTokenizer`, `PlainTemplate`; the fleet's `ScriptedFleet`) and a real uvicorn server around them."""
+"""Named test doubles (`ByteTokenizer`, `ByteStream`, `PlainTemplate`) and a real uvicorn server around a scripted fleet."""
 
 import asyncio
 import contextlib
@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
+from tests.fleet.doubles import ScriptedFleet
 
 from headway.core.config import ServeConfig
 from headway.server.app import Front, build_app
 from headway.server.connection import FrontConnection
 from headway.server.served import ServedModel
-from tests.fleet.doubles import ScriptedFleet
 
 CONTEXT_TOKENS = 512
 

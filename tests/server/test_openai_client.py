@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 import openai
 import pytest
+from tests.fleet.doubles import Script, ScriptedFleet
+from tests.server.scripted import Running, serving
 
 from headway.engine.wire import Output, TokenLogprobs
 from headway.fleet.ticket import FleetRequest
-from tests.fleet.doubles import Script, ScriptedFleet
-from tests.server.scripted import Running, serving
 
 HELLO = [{"role": "user", "content": "Hi"}]
 

@@ -5,7 +5,7 @@ Single-threaded, no clock of its own and no I/O: a process (or a test) calls `su
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from headway.core.errors import ConfigError, InvalidRequest
 from headway.core.law import IterationLaw
@@ -14,8 +14,10 @@ from headway.engine import wire
 from headway.engine.resident import Plan, Resident, ViewMismatch
 from headway.engine.sequence import Sequence, new_sequence
 from headway.engine.step import StepProgram
+from headway.scheduling import iteration as iteration_rules
 from headway.scheduling import messages
 from headway.scheduling.messages import Change, EngineSpec, Iteration, ModelSpec, Report, Result
+from headway.scheduling.view import PolicyName
 
 Command = messages.Abort | messages.Downgrade | messages.Relegate | messages.Pace | messages.LawUpdate
 KIND = "generate"
@@ -36,7 +38,7 @@ class EngineModel:
 class Scheduler(Protocol):
     """What the engine needs of `headway.scheduling.iteration`: pure functions over a view."""
 
-    def new_view(self, spec: EngineSpec, policy: str) -> Any: ...
+    def new_view(self, spec: EngineSpec, policy: PolicyName) -> Any: ...
     def compose(self, view: Any, now_ns: int) -> Iteration: ...
     def apply(self, view: Any, now_ns: int, change: Change) -> None: ...
     def slack_ns(self, view: Any, now_ns: int) -> int: ...
@@ -54,7 +56,7 @@ class Engine:
         engine_id: str,
         models: dict[str, EngineModel],
         max_sequences: int,
-        policy: str,
+        policy: PolicyName,
         *,
         threads: int = 1,
         memory_bytes: int = 0,
@@ -78,7 +80,7 @@ class Engine:
             max_sequences=min(resident.max_sequences for resident in residents),
             models=tuple(self._model_spec(name) for name in models),
         )
-        self._scheduler: Scheduler = scheduler if scheduler is not None else _default_scheduler()
+        self._scheduler: Scheduler = scheduler if scheduler is not None else cast(Scheduler, iteration_rules)
         self.view = self._scheduler.new_view(self.spec, policy)
         self._where: dict[int, Resident] = {}
         self._changes: list[Change] = list(self.law_updates())
@@ -278,11 +280,12 @@ class Engine:
         """Books what the iteration did; returns it for the view, and (id, cached tokens) of sequences that ran for the first time."""
         started: list[tuple[int, int]] = []
         prefilled: dict[int, int] = {}
+        adopted: dict[int, int] = {}
         for resident, plan in plans:
-            prefilled.update(plan.adopted)
+            adopted.update(plan.adopted)
             for span in plan.spans:
                 sequence = span.sequence
-                prefilled[sequence.id] = prefilled.get(sequence.id, 0) + span.rows
+                prefilled[sequence.id] = span.rows
                 if not sequence.started:
                     sequence.started = True
                     started.append((sequence.id, sequence.cached_tokens))
@@ -316,6 +319,7 @@ class Engine:
             finished=tuple(finished),
             recompute=tuple(recompute),
             pages_held=tuple(held),
+            adopted=tuple(adopted.items()),
             pages={name: (r.pool.free_pages, r.pool.cached_pages) for name, r in self._residents.items()},
         )
         return result, started
@@ -355,9 +359,3 @@ class Engine:
             pages=self.pages(),
             kv_read_tokens=kv_read_tokens,
         )
-
-
-def _default_scheduler() -> Scheduler:
-    from headway.scheduling import iteration
-
-    return iteration

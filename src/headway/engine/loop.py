@@ -69,13 +69,15 @@ class EngineLoop:
         self._seq = 0
         self._submits: dict[int, wire.Submit] = {}
         self._dispatches: dict[int, Dispatch] = {}
-        self._view_wanted = record
+        self._view_wanted = False
         engine.tape = [] if record else None
 
     def run(self) -> None:
         """Until Stop. Raises PeerGone when the front is gone."""
         channel, engine = self._channel, self._engine
         channel.send(*engine.law_updates(), EngineUp(self._engine_id, self._boot, engine.spec))  # the router wants the law first
+        if self._record:
+            self._send_view()
         while True:
             for number, message in channel.drain():
                 if type(message) is Stop:

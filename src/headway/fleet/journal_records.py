@@ -35,6 +35,7 @@ EVENT_OF: dict[type[Any], int] = {cls: kind for kind, cls in EVENTS.items()}
 COMMAND_OF: dict[type[Any], int] = {cls: kind for kind, cls in COMMANDS.items()}
 
 encode = msgspec.msgpack.Encoder().encode
+NO_COMMANDS = NO_TAPE = msgspec.Raw(encode([]))
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -55,13 +56,16 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 class EventRecord(msgspec.Struct, frozen=True, array_like=True):
-    """One call of `router.step`. `event` and `commands` are kept as encoded; `tape` belongs to a Report; `user` is a keyed hash."""
+    """One call of `router.step`. `event` and `commands` are kept as encoded; `tape` belongs to a Report.
+
+    `user` is a keyed hash.
+    """
 
     now_ns: int
     kind: int
     event: msgspec.Raw
     commands: msgspec.Raw
-    tape: msgspec.Raw | None = None
+    tape: msgspec.Raw = NO_TAPE
     user: str = ""
 
 
@@ -89,7 +93,6 @@ _DECODERS: dict[int, msgspec.msgpack.Decoder[Any]] = {kind: msgspec.msgpack.Deco
 _EVENT_DECODERS: dict[int, msgspec.msgpack.Decoder[Any]] = {kind: msgspec.msgpack.Decoder(cls) for kind, cls in EVENTS.items()}
 _PAIRS = msgspec.msgpack.Decoder(list[tuple[int, msgspec.Raw]])
 _COMMAND_DECODERS: dict[int, msgspec.msgpack.Decoder[Any]] = {kind: msgspec.msgpack.Decoder(cls) for kind, cls in COMMANDS.items()}
-NO_COMMANDS = msgspec.Raw(encode([]))
 
 
 def pack(record: Snapshot | EventRecord | ViewRecord | Finish) -> bytes:
@@ -129,8 +132,8 @@ def code_versions() -> dict[str, str]:
     from headway.core import law, slo
     from headway.scheduling import messages
 
-    folder = Path(messages.__file__).parent
-    core = [Path(module.__file__) for module in (slo, law)]
+    folder = Path(str(messages.__file__)).parent
+    core = [Path(str(module.__file__)) for module in (slo, law)]
     digest = hashlib.blake2b(digest_size=6)
     for path in sorted([*folder.rglob("*.py"), *core]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())

@@ -18,7 +18,7 @@ from headway.core.errors import DurabilityLost, EngineDied, HeadwayError
 from headway.engine import wire
 from headway.engine.frames import EngineSettings, Outputs, Stepped, ViewFrame, WantView, decode_report
 from headway.fleet.journal import KeyedHash, RouterJournal
-from headway.fleet.journal_records import EVENT_OF, EventRecord, Finish, ViewRecord, encode, pack_commands
+from headway.fleet.journal_records import EVENT_OF, NO_TAPE, EventRecord, Finish, ViewRecord, encode, pack_commands
 from headway.fleet.link import EngineLink
 from headway.fleet.mirror import PrefixMirror
 from headway.fleet.ticket import EngineBusy, FleetRequest, Refused, Ticket
@@ -180,7 +180,7 @@ class LocalFleet:
         return self._last_ns
 
     def _step(
-        self, event: Any, *, raw: msgspec.Raw | None = None, tape: msgspec.Raw | None = None, user: str = "", now_ns: int | None = None
+        self, event: Any, *, raw: msgspec.Raw | None = None, tape: msgspec.Raw = NO_TAPE, user: str = "", now_ns: int | None = None
     ) -> None:
         """One event through the router: decide, record, carry out."""
         if now_ns is None:

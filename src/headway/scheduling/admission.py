@@ -7,12 +7,9 @@ from dataclasses import dataclass
 
 from headway.scheduling import learned
 from headway.scheduling.kernels import IDLE_PACE_NS, clip_margin, pages_for, sustained_prefill, whole_life_margin
-from headway.scheduling.learned import expected_length
 from headway.scheduling.messages import Quote
 from headway.scheduling.state import EngineState, RequestState, RouterState
 
-# A promise of memory or of time that is planned with the 80 % quantile of output lengths, as the engine's own (view.PROMISE_QUANTILE).
-LENGTH_QUANTILE = 0.8
 QUOTE_STEPS_S = (1.0, 5.0, 30.0)
 
 
@@ -95,7 +92,7 @@ def has_memory(state: RouterState, engine: EngineState, request: RequestState) -
         return False
     promised = 0
     for r in [*(r for r in there if r.model == request.model), request]:
-        length = expected_length(state.lengths, LENGTH_QUANTILE, r.max_tokens, r.emitted)
+        length = state.expected_length(r)
         promised += pages_for(r.prompt_tokens + length, spec.page_tokens)
     return promised <= spec.pages or len(there) == 0
 
@@ -114,7 +111,7 @@ def _first_token(
     decoding: list[tuple[float, int, int]] = []
     for r in residents:
         if r.left <= 0:
-            rest = expected_length(state.lengths, LENGTH_QUANTILE, r.max_tokens, r.emitted) - r.emitted
+            rest = state.expected_length(r) - r.emitted
             decoding.append((t_ns + rest * _pace_ns(r), r.prompt_tokens + r.emitted, r.tpot_ns))
     kept: dict[int, bool] = {}
     ours_s = 0.0
@@ -131,7 +128,7 @@ def _first_token(
         kept[r.id] = r.emitted > 0 or r.first_due_ns < 0 or t_ns <= r.first_due_ns
         if request is not None and r.id == request.id:
             ours_s = (t_ns - now_ns) / 1e9
-        rest = expected_length(state.lengths, LENGTH_QUANTILE, r.max_tokens, r.emitted) - r.emitted
+        rest = state.expected_length(r) - r.emitted
         decoding.append((t_ns + rest * _pace_ns(r), r.prompt_tokens, r.tpot_ns))
     return kept, ours_s
 
@@ -143,8 +140,7 @@ def _pace_ns(r: RequestState) -> int:
 def quote(state: RouterState, engine: EngineState, request: RequestState, now_ns: int) -> Quote:
     """The nearest promise that could be kept here: the asked one a little later if an idle engine can keep it, else a looser one now.
 
-    Probability: times use the learned 95 % quantile, the backlog the 80 % quantile of lengths; 0.9 is the smaller share of both that
-    holds when the backlog is more than one sequence (measured on simulated histories, tests/scheduling/test_router.py).
+    Probability 0.9 is a placeholder, not measured: times use the learned 95 % quantile and lengths their 80 % quantile.
     """
     seen = forecast(state, engine, request, now_ns)
     idle_ttft_s, idle_pace_s = idle_forecast_s(state, engine, request)

@@ -65,13 +65,18 @@ class BatchPlan:
     def add_decodes(self, sequences: list[SequenceView]) -> None:
         """Take these decode rows (as many as rows and segments allow, in the given order), without looking at pages."""
         taken = sequences[: max(0, min(self.rows_left, self.segments_left))]
-        touched: dict[str, None] = {}
+        touched: dict[str, list[int]] = {}
         for s in taken:
-            mp = self.models[s.model]
-            mp.decode_rows += 1
-            mp.kv_read_tokens += s.prompt_tokens + s.emitted
-            mp.sampled += 1
-            touched[s.model] = None
+            tokens = s.prompt_tokens + s.emitted
+            if s.model in touched:
+                touched[s.model].append(tokens)
+            else:
+                touched[s.model] = [tokens]
+        for model, kv in touched.items():
+            mp = self.models[model]
+            mp.decode_rows += len(kv)
+            mp.sampled += len(kv)
+            mp.kv_read_tokens += sum(kv)
         self.decode.extend(taken)
         self.rows_left -= len(taken)
         self.segments_left -= len(taken)
@@ -94,8 +99,9 @@ class BatchPlan:
         The order is fixed for life (but for one demotion), so the most senior sequence is never preempted and always ends: no livelock.
         """
         needy: dict[str, list[SequenceView]] = {}
-        for s in self.decode[first:]:
-            if s.prompt_tokens + s.emitted > s.pages_held * self.view.models[s.model].spec.page_tokens:
+        page_tokens = {name: mv.spec.page_tokens for name, mv in self.view.models.items()}
+        for s in self.decode[first:] if first else self.decode:
+            if s.prompt_tokens + s.emitted > s.pages_held * page_tokens[s.model]:
                 needy.setdefault(s.model, []).append(s)
         for model, rows in needy.items():
             mp = self.models[model]

@@ -95,7 +95,7 @@ def _apply_law(view: View, change: LawUpdate) -> None:
 def _apply_result(view: View, now_ns: int, result: Result) -> None:
     _learn(view, result)
     sequences = view.sequences
-    for id_, rows in result.prefilled:
+    for id_, rows in (*result.adopted, *result.prefilled):
         s = sequences.get(id_)
         if s is not None:
             s.started = True

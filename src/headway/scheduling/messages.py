@@ -251,6 +251,8 @@ class Result:
     recompute: tuple[tuple[int, int], ...]
     pages_held: tuple[tuple[int, int], ...]
     pages: dict[str, tuple[int, int]]
+    adopted: tuple[tuple[int, int], ...] = ()
+    """rows that a sequence got from the prefix cache in this iteration instead of computing them: progress, but no work for the law"""
 
 
 Change = Submit | Abort | Amend | Pace | LawUpdate | Result

@@ -10,7 +10,7 @@ from headway.scheduling import learned
 from headway.scheduling.kernels import GUESSED_LAW
 from headway.scheduling.learned import ForgetfulHistogram
 from headway.scheduling.messages import EngineSpec, ModelSpec
-from headway.scheduling.view import POLICIES, PolicyName, slo_from_plain, slo_to_plain, spec_from_plain, spec_to_plain
+from headway.scheduling.view import POLICIES, PROMISE_QUANTILE, PolicyName, slo_from_plain, slo_to_plain, spec_from_plain, spec_to_plain
 
 SCHEMA = "headway.router/1"
 
@@ -78,6 +78,14 @@ class RouterState:
     requests: dict[int, RequestState] = field(default_factory=dict)
     laws: dict[str, IterationLaw] = field(default_factory=dict)
     lengths: ForgetfulHistogram = field(default_factory=learned.new_lengths)
+    typical_length: int = learned.LENGTH_COLD_TOKENS
+
+    def refresh_length(self) -> None:
+        self.typical_length = learned.expected_length(self.lengths, PROMISE_QUANTILE, 1 << 30)
+
+    def expected_length(self, r: RequestState) -> int:
+        """Tokens this sequence is expected to reach, at the quantile engines promise memory by."""
+        return min(r.max_tokens, max(self.typical_length, r.emitted + 1))
 
     def law_of(self, engine: EngineState, model: str) -> IterationLaw:
         spec = engine.model(model)
@@ -140,6 +148,7 @@ class RouterState:
         for law_id, params in cast("list[tuple[str, dict[str, object]]]", plain["laws"]):
             state.laws[law_id] = IterationLaw.from_params(params)
         state.lengths = ForgetfulHistogram.from_plain(cast("list[object]", plain["lengths"]))
+        state.refresh_length()
         return state
 
 

@@ -19,12 +19,12 @@ from headway.server import fields, metrics
 from headway.server.board import Board
 from headway.server.errors import HttpError, Problem, accident, full, problem_of, unavailable
 from headway.server.exchange import ClientGone, Exchange, Receive, Scope, Send
-from headway.server.generate import Generation
 from headway.server.guard import Guard, preflight_headers
 from headway.server.plan import check_ids, plan_chat, plan_completion
 from headway.server.promise import read_promise
 from headway.server.protocol import Asked, read_chat, read_completion
 from headway.server.served import ServedModel, find_model
+from headway.server.stream import Generation
 
 log = logging.getLogger("headway.server")
 Handler = Callable[[Exchange], Awaitable[None]]

@@ -5,9 +5,9 @@ import secrets
 
 from headway.core.errors import InvalidRequest
 from headway.core.slo import Slo
-from headway.server.generate import Plan
 from headway.server.protocol import Asked, ChatAsked, CompletionAsked
 from headway.server.served import ServedModel
+from headway.server.stream import Plan
 
 # Above this, tokenising takes milliseconds that every running stream would feel; it moves to a thread (the tokenizer drops the GIL).
 THREAD_CHARACTERS = 16 * 1024

@@ -193,8 +193,8 @@ class Append:
         store = b.append_basic_block("store")
         b.cbranch(b.icmp_signed("==", slot, k.i64(0)), clear, store)
         b.position_at_end(clear)
-        for offset in range(row, PAGE_TOKENS * row, 4 * k.lanes):
-            k.store(k.vi(0), values, offset, 4)
+        for offset in range(row, PAGE_TOKENS * row, 32):  # a row is a multiple of 32 bytes, whatever the lanes
+            k.store(ir.Constant(vector(I32, 8), [0] * 8), values, offset, 4)
         b.branch(store)
         b.position_at_end(store)
         column = k.index(page, slot, KV_BYTES)

@@ -30,11 +30,13 @@ def compose(view: View, now_ns: int) -> Iteration:
             idle.append(s)
         else:
             main.append(s)
-            if s.tpot_ns >= 0:
-                if s.tpot_ns < gap_ns:
-                    gap_ns = s.tpot_ns
-                if not s.missed:
-                    left_ns = s.next_due_ns() - now_ns
+            tpot_ns = s.tpot_ns
+            if tpot_ns >= 0:
+                if tpot_ns < gap_ns:
+                    gap_ns = tpot_ns
+                if not s.missed:  # `next_due_ns` written out: this loop runs between any two tokens
+                    start_ns = s.arrival_ns + s.ttft_ns if s.ttft_ns >= 0 else s.first_ns
+                    left_ns = start_ns + s.emitted * tpot_ns - now_ns
                     if left_ns < pace_ns:
                         pace_ns = left_ns
     pace_ns = min(pace_ns, gap_ns)
@@ -43,7 +45,8 @@ def compose(view: View, now_ns: int) -> Iteration:
     plan.page_decodes()
 
     budget_s = pace_ns / 1e9 / view.mixed_margin
-    prefills = [s for s in prefills if s not in plan.preempt]
+    if plan.preempt:
+        prefills = [s for s in prefills if s not in plan.preempt]
     ranked = _rank(plan, prefills, gap_ns / 1e9 / view.mixed_margin, now_ns)
     split = next((i for i, (rank, *_) in enumerate(ranked) if rank == IDLE), len(ranked))
     _fill(plan, [s for *_, s in ranked[:split]], budget_s)
