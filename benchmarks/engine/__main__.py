@@ -106,7 +106,9 @@ def _rows(
     threads: int,
 ) -> list[Row]:
     reads_per_s = median(limit) / weights
-    print(f"  read limit {median(limit) / 1e9:.1f} GB/s ({min(limit) / 1e9:.1f}-{max(limit) / 1e9:.1f}) = {reads_per_s:.0f} tok/s; ours: {contenders[0].version}")
+    print(
+        f"  read limit {median(limit) / 1e9:.1f} GB/s ({min(limit) / 1e9:.1f}-{max(limit) / 1e9:.1f}) = {reads_per_s:.0f} tok/s; ours: {contenders[0].version}"
+    )
     rows = []
     for case in questions:
         name, ours = f"{case}, {threads}t", speeds["ours", case]
@@ -116,7 +118,9 @@ def _rows(
             rows.append(Row("engine", name, median(ours), None, "tok/s", limit=bound))
         else:
             words = f">= {goal:g}x" if goal else ""
-            row = ratio_row("engine", name, ours, speeds["cyllama", case], "tok/s", peer_version=contenders[1].version, limit=bound, goal=words)
+            row = ratio_row(
+                "engine", name, ours, speeds["cyllama", case], "tok/s", peer_version=contenders[1].version, limit=bound, goal=words
+            )
             rows.append(row if goal is None or row.ratio is None else _judged(row, row.ratio >= goal))
         spread = f"{min(ours):.0f}-{max(ours):.0f}"
         print(f"    {name:<28} ours {spread:>14} tok/s, {median(cpu['ours', case]) * 1e3:.2f} CPU-ms a token", flush=True)
