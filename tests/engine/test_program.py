@@ -1,4 +1,4 @@
-"""The step program on random tiny models: right against float64, and a row's bits independent of everything beside it (DESIGN.md section 5)."""
+"""The step program on random tiny models: right against float64, a row's bits independent of what is beside it (DESIGN.md section 5)."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -54,7 +54,7 @@ def attend_all(bench: Bench, q: np.ndarray, pages: np.ndarray, first: int, kv_dt
     for start in range(0, last + 1, split):
         clear(address(part), n)
         for block in range(start, min(start + split, last + 1), 64):
-            count = min(4, (last - block) // 16 + 1)
+            count = min(4, (last - block) // 16 + 1)  # pages up to the last token
             table = np.array([address(pages[block // 16 + i]) for i in range(count)], np.int64)
             kernel(address(q), address(table), count, address(part), first - block, address(scratch))
         for r in range(n):

@@ -1,10 +1,13 @@
 """build_engine: what the engine process runs after its handshake. Loads the model, finds or measures its law, makes the Engine."""
 
+from typing import get_args
+
 from headway.core.errors import ConfigError
 from headway.engine.calibrate import law_for
 from headway.engine.engine import Engine, EngineModel
 from headway.engine.frames import EngineSettings
 from headway.engine.load import MAX_SEQUENCES, LoadedModel, Progress, load_model
+from headway.scheduling.view import PolicyName
 
 
 class LoadedEngine(Engine):
@@ -13,7 +16,8 @@ class LoadedEngine(Engine):
     def __init__(self, engine_id: str, settings: EngineSettings, loaded: LoadedModel, progress: Progress) -> None:
         self._loaded = loaded
         program, model = loaded.program, loaded.model
-        if settings.policy != "headway" and settings.policy != "fcfs":
+        policy = next((name for name in get_args(PolicyName) if name == settings.policy), None)
+        if policy is None:
             raise ConfigError(f"policy={settings.policy!r}: use headway or fcfs")
         law = law_for(loaded, progress)
         entry = EngineModel(program, model.stop_ids, program.accuracy, program.kv_dtype, law, f"{settings.model}/generate")
@@ -21,7 +25,7 @@ class LoadedEngine(Engine):
             engine_id,
             {settings.model: entry},
             min(MAX_SEQUENCES, settings.max_sequences),
-            settings.policy,
+            policy,
             threads=loaded.team.n_threads,
             memory_bytes=settings.kv_memory_bytes,
         )

@@ -9,7 +9,7 @@ from headway.attention.pages import bytes_per_page
 from headway.core.errors import ConfigError
 from headway.core.paths import kernels_dir
 from headway.engine.frames import EngineSettings
-from headway.engine.program import MODE_KV, Accuracy, CpuProgram, KvDtype, Limits
+from headway.engine.program import MODE_KV, CpuProgram, KvDtype, Limits
 from headway.engine.weights import PackedWeights
 from headway.kernels.cpu import isa
 from headway.kernels.cpu.objects import ObjectCache
@@ -47,9 +47,9 @@ def load_model(settings: EngineSettings, progress: Progress = lambda what, fract
     threads = settings.threads or available_cores()
     if threads > available_cores():
         raise ConfigError(f"threads={threads}: this process may use {available_cores()} cores; more threads would only wait for each other")
-    if settings.accuracy != "exact" and settings.accuracy != "fast":
+    accuracy = next((mode for mode in MODE_KV if mode == settings.accuracy), None)
+    if accuracy is None:
         raise ConfigError(f"accuracy={settings.accuracy!r}: use one of {', '.join(MODE_KV)}")
-    accuracy: Accuracy = settings.accuracy
     if settings.kv_dtype not in ("", "f16", "bf16"):
         raise ConfigError(f"kv_dtype={settings.kv_dtype!r}: this engine stores keys and values as f16 or bf16")
     kv_dtype = cast(KvDtype, settings.kv_dtype or MODE_KV[accuracy])

@@ -35,8 +35,9 @@ def rows_at_once(isa: Isa) -> int:
 class Attend:
     """One block for `tokens` consecutive tokens x `heads` query heads of one kv head.
 
-    Call: (queries, table of page addresses int64[4], pages 1..4, states, limit, scratch): `limit` is the last visible token of the block
-    for token 0 (token t: limit + t). Queries: token stride `token_bytes`, heads adjacent. Scratch: 2*rows*256 bytes.
+    Call: (queries, table of page addresses int64[4], pages, states, limit, scratch). `limit` is the last visible token of the block for
+    token 0 (token t: limit + t), `pages` those up to the last token's, 1..4. Queries: token stride `token_bytes`, heads adjacent.
+    Scratch: `scratch_bytes(isa, rows)`.
     """
 
     head_dim: int
@@ -54,8 +55,8 @@ class Attend:
     def emit(self, k: Kit, queries: Value, table: Value, pages: Value, states: Value, limit: Value, scratch: Value) -> None:
         rows = [(t, h) for t in range(self.tokens) for h in range(self.heads)]
         self._scores(k, rows, queries, table, pages, scratch)
-        alphas = self._softmax(k, rows, pages, states, limit, scratch)
-        self._values(k, rows, table, pages, states, scratch, alphas)
+        factors = self._softmax(k, rows, states, limit, scratch)
+        self._values(k, rows, table, pages, states, limit, scratch, factors)
 
     def _page(self, k: Kit, table: Value, i: Value) -> Value:
         return k.load(k.index(table, i, 8), I64, 0, 8)
@@ -86,19 +87,17 @@ class Attend:
 
         k.loop(pages, [], of_page)
 
-    def _softmax(self, k: Kit, rows: list[tuple[int, int]], pages: Value, states: Value, limit: Value, scratch: Value) -> Value:
+    def _softmax(self, k: Kit, rows: list[tuple[int, int]], states: Value, limit: Value, scratch: Value) -> Value:
         """Scores in scratch become weights there; maxima and denominators move on. Returns where the factor of each row's output is."""
         b = k.b
         vectors = BLOCK_TOKENS // k.lanes
         factors = k.at(scratch, 4 * BLOCK_TOKENS * len(rows))
         size = state_bytes(k.isa, self.head_dim)
-        held = k.splat(b.trunc(b.mul(pages, k.i64(PAGE_TOKENS)), I32))
         lanes = [ir.Constant(k.i, list(range(k.lanes * v, k.lanes * (v + 1)))) for v in range(vectors)]
-        present = [b.icmp_signed("<", lane, held) for lane in lanes]
         for r, (t, _) in enumerate(rows):
             last = k.splat(b.trunc(k.at(limit, t), I32))
             at, state = k.at(scratch, 4 * BLOCK_TOKENS * r), k.at(states, size * r)
-            seen = [b.and_(p, b.icmp_signed("<=", lane, last)) for p, lane in zip(present, lanes, strict=True)]
+            seen = [b.icmp_signed("<=", lane, last) for lane in lanes]
             scores = [b.select(s, k.load(at, k.f, 4 * k.lanes * v), k.vf(NO_SCORE)) for v, s in enumerate(seen)]
             top = scores[0]
             for s in scores[1:]:
@@ -117,8 +116,18 @@ class Attend:
         return factors
 
     def _values(
-        self, k: Kit, rows: list[tuple[int, int]], table: Value, pages: Value, states: Value, scratch: Value, factors: Value
+        self,
+        k: Kit,
+        rows: list[tuple[int, int]],
+        table: Value,
+        pages: Value,
+        states: Value,
+        limit: Value,
+        scratch: Value,
+        factors: Value,
     ) -> None:
+        """Only slots up to the last token's position are read: the others hold what the page's last owner left, and 0*NaN is NaN."""
+        visible = k.at(limit, self.tokens)
         vectors = 2 if k.lanes == 8 or self.head_dim % (2 * k.lanes) == 0 else 1
         if self.head_dim % (vectors * k.lanes):
             vectors = 1
@@ -148,7 +157,9 @@ class Attend:
                         out += [k.fma(p, vs[v], sums[r * vectors + v]) for v in range(vectors)]
                     return out
 
-                return k.loop(k.i64(PAGE_TOKENS), sums, over_tokens)
+                left = k.b.sub(visible, k.b.mul(i, k.i64(PAGE_TOKENS)))
+                used = k.b.select(k.b.icmp_signed("<", left, k.i64(PAGE_TOKENS)), left, k.i64(PAGE_TOKENS))
+                return k.loop(used, sums, over_tokens)
 
             sums = k.loop(pages, start, of_page)
             for r in range(len(rows)):

@@ -81,5 +81,5 @@ def compile_control(function: Callable[..., Any], signature: str) -> tuple[str, 
 
     options: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # known to numba, not to its annotations
     compiled = njit(signature, nogil=True, error_model="numpy", boundscheck=False, **options)(function)
-    overload = compiled.overloads[compiled.signatures[0]]
+    overload: Any = compiled.overloads[compiled.signatures[0]]
     return overload.fndesc.llvm_func_name, overload.library._get_compiled_object()

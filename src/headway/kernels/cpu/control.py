@@ -236,13 +236,14 @@ def attend_split(p, op, queries, table, pool, first_position, tokens, split, sta
             n = many if t + many <= tokens else 1
             limit = first_position + t - start
             if limit + n > 0:
+                seen = min(pages, (limit + n - 1) // at.PAGE_TOKENS + 1)
                 heads_done = 0
                 for g in range(get(op + 8 * at.A_HEAD_GROUPS)):
                     entry = op + 8 * (at.A_KERNELS + 3 * g)
                     heads = get(entry)
                     kernel = get(entry + 8) if n > 1 else get(entry + 16)
                     state = states + (t * group + heads_done) * state_bytes
-                    call6(kernel, queries + t * row_bytes + heads_done * head_bytes, addresses, pages, state, limit, scratch)
+                    call6(kernel, queries + t * row_bytes + heads_done * head_bytes, addresses, seen, state, limit, scratch)
                     heads_done += heads
             t += n
         start += at.BLOCK_TOKENS

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from headway.kernels.cpu.emit import VOID, Kit, Value
+from headway.kernels.cpu.emit import I32, VOID, Kit, Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,4 +26,4 @@ class ReadBytes:
         for s in sums[1:]:
             total = k.b.add(total, s)
         # an empty instruction that wants the sum: else the loads would be optimised away
-        k.b.call(ir.InlineAsm(ir.FunctionType(VOID, [k.i]), "", "x" if k.lanes == 8 else "v", side_effect=True), [total])
+        k.b.call(ir.InlineAsm(ir.FunctionType(VOID, [I32]), "", "r", side_effect=True), [k.sum_i32(total)])

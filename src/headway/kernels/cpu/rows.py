@@ -171,7 +171,7 @@ class RotateQueries:
 class Append:
     """Rotate one key row and store key and value at `slot` of a page. Call: (key, value, angles, page, slot).
 
-    Slot 0 also clears the page's other value rows: a page keeps what its last owner left, and 0*NaN would poison the output.
+    Nothing else of the page is touched: rows of one page may be appended by several threads and in any order.
     """
 
     head_dim: int
@@ -189,14 +189,6 @@ class Append:
         b = k.b
         row = KV_BYTES * self.head_dim
         values = k.at(page, PAGE_TOKENS * row)
-        clear = b.append_basic_block("clear")
-        store = b.append_basic_block("store")
-        b.cbranch(b.icmp_signed("==", slot, k.i64(0)), clear, store)
-        b.position_at_end(clear)
-        for offset in range(row, PAGE_TOKENS * row, 32):  # a row is a multiple of 32 bytes, whatever the lanes
-            k.store(ir.Constant(vector(I32, 8), [0] * 8), values, offset, 4)
-        b.branch(store)
-        b.position_at_end(store)
         column = k.index(page, slot, KV_BYTES)
         for j, v in enumerate(_rotate(k, key, angles, self.head_dim, self.rope_dim, self.pairs)):
             bits = k.to_16bit(self.kv_dtype, v)
