@@ -9,6 +9,7 @@ from headway.bench.outcome import Outcomes, RequestRow
 # The picture shows this much before the document arrives and after its first token.
 _MARGIN_NS = 300_000_000
 _LONGEST_PICTURE_NS = 8_000_000_000
+_STREAMS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,8 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """One row of the picture. Times in ns after the picture's start; one list of token times for each stream running in it."""
+    """One row of the picture. Times in ns after the picture's start; one list of token times a stream, at most `_STREAMS` of them (those
+    that the document found running come first)."""
 
     name: str
     length_ns: int
@@ -90,7 +92,7 @@ def _around(name: str, run: Outcomes, streams: str, documents: str, index: int) 
 def _clip(lane: Lane, length_ns: int) -> Lane:
     reading = [(max(0, a), min(length_ns, b)) for a, b in lane.reading if b > 0 and a < length_ns]
     streams = [kept for times in lane.streams if (kept := [at for at in times if 0 <= at < length_ns])]
-    return Lane(lane.name, length_ns, reading, streams, lane.longest)
+    return Lane(lane.name, length_ns, reading, streams[:_STREAMS], lane.longest)
 
 
 def in_words(nanoseconds: float) -> str:
