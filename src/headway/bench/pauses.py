@@ -24,8 +24,8 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """One row of the picture. Times in ns after the picture's start; one list of token times a stream, at most `_STREAMS` of them (those
-    that the document found running come first)."""
+    """One row of the picture. Times in ns after the picture's start; one list of token times a stream, at most `_STREAMS` of them, the
+    one that paused longest first."""
 
     name: str
     length_ns: int
@@ -80,11 +80,13 @@ def _around(name: str, run: Outcomes, streams: str, documents: str, index: int) 
     end_ns = read_interval(document)[1] + _MARGIN_NS
     reading = [read_interval(row) for row in run.requests if row.app == documents]
     met = [pause for pause in find(run.requests, streams, documents) if pause.document is document]
+    longest = met[0].stream if met else None
+    shown = sorted((row for row in run.requests if row.app == streams and row.token_ns), key=lambda row: row is not longest)
     return Lane(
         name,
         end_ns - zero_ns,
         [(a - zero_ns, b - zero_ns) for a, b in reading if b > a],
-        [[at - zero_ns for at in row.token_ns] for row in run.requests if row.app == streams and row.token_ns],
+        [[at - zero_ns for at in row.token_ns] for row in shown],
         met[0] if met else None,
     )
 
