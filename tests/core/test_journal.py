@@ -10,10 +10,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from tests.core.crash_disk import CrashDisk, FailingDisk
 
 from headway.core.durable import Journal, read_records
 from headway.core.errors import CapacityError, DurabilityLost, Locked
+from tests.core.crash_disk import CrashDisk, FailingDisk
 
 
 def contents(directory: Path) -> dict[str, bytes]:

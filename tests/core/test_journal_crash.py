@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.core.crash_disk import CrashDisk
 
 from headway.core.durable import Journal, read_records
 from headway.core.errors import DurabilityLost, JournalCorrupt
 from headway.core.segment import add_frame, header, read_segment, segment_name
+from tests.core.crash_disk import CrashDisk
 
 LIMIT = 1 << 20
 

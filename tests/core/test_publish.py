@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
-from tests.core.crash_disk import FailingDisk
 
 from headway.core.disk import Disk
 from headway.core.durable import ChunkLog, WriterLock, make_dirs, publish, publish_dir, read_chunks
 from headway.core.errors import CapacityError, DurabilityLost, Locked
 from headway.core.publish import remove_temporaries
+from tests.core.crash_disk import FailingDisk
 
 
 class WatchedDisk(Disk):

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from tests.kernels.conftest import Bench
 
 from headway.kernels.cpu.attend import Attend, ClearStates, FinishState, FoldState, rows_at_once, scratch_bytes, state_bytes
 from headway.kernels.cpu.memory import address
 from headway.kernels.cpu.rows import Append, RotateQueries, page_bytes
 from headway.kernels.reference import attention, rope
-from tests.kernels.conftest import Bench
 
 
 def angle_table(positions: int, dim: int, base: float, pairs: str) -> np.ndarray:
@@ -65,7 +65,9 @@ def attend_all(bench: Bench, q: np.ndarray, pages: np.ndarray, first: int, kv_dt
 
 
 @pytest.mark.parametrize("kv_dtype", ("f16", "bf16"))
-@pytest.mark.parametrize(("tokens", "heads", "dim"), [(1, 1, 32), (1, 3, 64), (2, 3, 64), (1, 5, 96), (3, 2, 128), (1, 4, 256), (6, 1, 64), (1, 6, 80)])
+@pytest.mark.parametrize(
+    ("tokens", "heads", "dim"), [(1, 1, 32), (1, 3, 64), (2, 3, 64), (1, 5, 96), (3, 2, 128), (1, 4, 256), (6, 1, 64), (1, 6, 80)]
+)
 def test_attention_equals_float64(bench: Bench, tokens: int, heads: int, dim: int, kv_dtype: str) -> None:
     assert tokens * heads <= rows_at_once(bench.isa)
     rng = np.random.default_rng(6)
@@ -112,5 +114,5 @@ def test_key_and_value_lie_where_attention_reads_them(bench: Bench) -> None:
     rng = np.random.default_rng(9)
     keys, values = (rng.normal(size=(16, 64)).astype(np.float32) for _ in range(2))
     page = fill_pages(bench, keys, values, "f16")[0]
-    assert (page[: 64 * 32].view(np.float16).reshape(64, 16).T == keys.astype(np.float16)).all()
+    assert (keys.astype(np.float16) == page[: 64 * 32].view(np.float16).reshape(64, 16).T).all()
     assert (page[64 * 32 :].view(np.float16).reshape(16, 64) == values.astype(np.float16)).all()

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from tests.kernels.conftest import Bench
 
 from headway.kernels.cpu.memory import Arena, address
 from headway.kernels.cpu.pack import pack, unpack
@@ -9,7 +10,6 @@ from headway.kernels.cpu.products import QUANTISED, Product, activation_bytes, i
 from headway.kernels.cpu.rows import PrepareRow
 from headway.kernels.reference import dequantise_activations, quantise_activations, rms_norm, silu_gate
 from headway.models.blocks import dequantise, type_number
-from tests.kernels.conftest import Bench
 
 KINDS = ("q4_1", "q8_0", "f32", "f16", "bf16")
 

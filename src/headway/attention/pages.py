@@ -12,7 +12,7 @@ from headway.kernels.cpu.rows import page_bytes
 
 
 class PagePool:
-    """`pages` pages of `page_tokens` tokens. Memory is touched here: first touch inside decode steps cost 1.1 ms a token in the prototype."""
+    """`pages` pages of `page_tokens` tokens. Memory is touched here: first touch inside decode steps cost the prototype 1.1 ms a token."""
 
     def __init__(self, layers: int, kv_heads: int, head_dim: int, pages: int, page_tokens: int) -> None:
         self.kv_heads, self.page_tokens, self.pages = kv_heads, page_tokens, pages

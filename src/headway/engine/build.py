@@ -1,5 +1,6 @@
 """build_engine: what the engine process runs after its handshake. Loads the model, finds or measures its law, makes the Engine."""
 
+from headway.core.errors import ConfigError
 from headway.engine.calibrate import law_for
 from headway.engine.engine import Engine, EngineModel
 from headway.engine.frames import EngineSettings
@@ -12,6 +13,8 @@ class LoadedEngine(Engine):
     def __init__(self, engine_id: str, settings: EngineSettings, loaded: LoadedModel, progress: Progress) -> None:
         self._loaded = loaded
         program, model = loaded.program, loaded.model
+        if settings.policy != "headway" and settings.policy != "fcfs":
+            raise ConfigError(f"policy={settings.policy!r}: use headway or fcfs")
         law = law_for(loaded, progress)
         entry = EngineModel(program, model.stop_ids, program.accuracy, program.kv_dtype, law, f"{settings.model}/generate")
         super().__init__(

@@ -1,7 +1,7 @@
 """Measure what an iteration costs on this machine and fit its law (specs/scheduling.md 3.2).
 
-`headway calibrate` measures 40 points, `--quick` and a server that finds no law measure 8. Laws are kept under state/laws, one file for each
-(model, kernels, CPU, accuracy, KV dtype, threads).
+`headway calibrate` measures 40 points, `--quick` and a server that finds no law measure 8. Laws are kept under state/laws, one file
+for each (model, kernels, CPU, accuracy, KV dtype, threads).
 """
 
 import json

@@ -47,9 +47,9 @@ def load_model(settings: EngineSettings, progress: Progress = lambda what, fract
     threads = settings.threads or available_cores()
     if threads > available_cores():
         raise ConfigError(f"threads={threads}: this process may use {available_cores()} cores; more threads would only wait for each other")
-    if settings.accuracy not in MODE_KV:
+    if settings.accuracy != "exact" and settings.accuracy != "fast":
         raise ConfigError(f"accuracy={settings.accuracy!r}: use one of {', '.join(MODE_KV)}")
-    accuracy = cast(Accuracy, settings.accuracy)
+    accuracy: Accuracy = settings.accuracy
     if settings.kv_dtype not in ("", "f16", "bf16"):
         raise ConfigError(f"kv_dtype={settings.kv_dtype!r}: this engine stores keys and values as f16 or bf16")
     kv_dtype = cast(KvDtype, settings.kv_dtype or MODE_KV[accuracy])

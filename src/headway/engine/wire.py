@@ -54,7 +54,8 @@ class TokenLogprobs:
 class Output:
     """Tokens sampled for one sequence in one iteration, in order. `finish`: "" while running, else stop | length | abort | error.
 
-    `stop_id` says which stop token ended it (it is not in `token_ids`). `prompt_logprobs` arrives once, with the first token (first entry None).
+    `stop_id` says which stop token ended it (it is not in `token_ids`). `prompt_logprobs` arrives once, with the first token
+    (its first entry is None).
     """
 
     id: int

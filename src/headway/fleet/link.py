@@ -77,6 +77,7 @@ class EngineLink:
         with engine:
             arguments = [
                 sys.executable,
+                "-P",
                 "-m",
                 "headway.engine.process",
                 str(engine.fileno()),
@@ -86,6 +87,7 @@ class EngineLink:
             ]
             if self._factory:
                 arguments.append(self._factory)
+            # -P and the front's own path: the working directory must not shadow a module.
             environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
             try:
                 self._process = subprocess.Popen(arguments, pass_fds=(engine.fileno(),), stdin=subprocess.DEVNULL, env=environment)

@@ -135,8 +135,7 @@ async def _drain(app: Front, seconds: float, stops: "asyncio.Queue[int]") -> Non
 
 def _attach(app: Front, fleet: Any) -> None:
     for spec in fleet.models():
-        model = app.models.get(spec["model"])
-        if model is not None:
+        for model in [found for found in app.models.values() if spec["model"] in (found.name, found.engine_name)]:
             meta = model.meta | {"accuracy": spec["accuracy"], "kv_dtype": spec["kv_dtype"], "context": spec["context_tokens"]}
             room = spec["pages"] * spec["page_tokens"]
             app.models[model.name] = dataclasses.replace(model, context_tokens=spec["context_tokens"], pool_tokens=room, meta=meta)
@@ -164,7 +163,7 @@ def _say_started(app: Front, config: ServeConfig) -> None:
     stats = app.fleet.stats()
     model = next(iter(app.models.values()))
     law = stats.get("law")
-    law_text = ", ".join(f"{key}" for key in law) if isinstance(law, dict) else str(law)
+    law_text = f"{len(law)} fitted" if law else "" if isinstance(law, dict) else str(law)
     key = ' -H "Authorization: Bearer $HEADWAY_API_KEY"' if config.api_key else ""
     body = f'{{"model":"{model.name}","messages":[{{"role":"user","content":"Hello!"}}]}}'
     print(f"Headway serves {model.name} at {url}   (chat and dashboard: open it in a browser)")
@@ -200,6 +199,7 @@ def served(model: "Model", config: ServeConfig) -> ServedModel:
     meta |= {"accuracy": config.accuracy, "kv_dtype": config.kv_dtype, "chat": template is not None}
     return ServedModel(
         name=model.name,
+        engine_name=config.model,
         tokenizer=tokenizer,
         template=template,
         detokenizer=lambda: DetokenizeStream(tokenizer),

@@ -49,6 +49,8 @@ class ServedModel:
     created: int = 0
     shows_tools: bool = False
     bos_id: int | None = None
+    engine_name: str = ""
+    """What the fleet calls it where that differs (a path given to `serve`)."""
     aliases: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
 

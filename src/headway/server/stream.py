@@ -109,7 +109,16 @@ class Generation:
                     logprobs=asked.logprobs,
                     prompt_logprobs=plan.echo_texts is not None and asked.logprobs is not None,
                 )
-                request = FleetRequest(plan.model.name, token_ids, sampling, plan.slo, asked.user, asked.cache_salt, "generate", asked.user)
+                request = FleetRequest(
+                    plan.model.engine_name or plan.model.name,
+                    token_ids,
+                    sampling,
+                    plan.slo,
+                    asked.user,
+                    asked.cache_salt,
+                    "generate",
+                    asked.user,
+                )
                 ticket = self.fleet.submit(request)
                 matcher = StopMatcher(asked.stop) if asked.stop else None
                 index = p * asked.n + sample

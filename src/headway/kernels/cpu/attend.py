@@ -1,9 +1,9 @@
 """Attention microkernels over packed pages: one block of up to 64 tokens for a few query rows, and the fold of partial states.
 
 A softmax block is 64 tokens at absolute multiples of 64, masked and never shortened, with one update of the running maximum; the state of a
-row restarts at absolute multiples of SPLIT_TOKENS and partial states are merged as a left fold in ascending order, in decode and prefill alike
-(specs/engine.md 4.4). So a row's result depends on its own position and keys only. Scores are in the log2 domain: queries come scaled by
-sm_scale*log2(e). Math is float32 whatever the KV dtype. The idea of states and their merge is FlashInfer's (arXiv 2501.01005).
+row restarts at absolute multiples of SPLIT_TOKENS and partial states are merged as a left fold in ascending order, in decode and prefill
+alike (specs/engine.md 4.4). So a row's result depends on its own position and keys only. Scores are in the log2 domain: queries come
+scaled by sm_scale*log2(e). Math is float32 whatever the KV dtype. The idea of states and their merge is FlashInfer's (arXiv 2501.01005).
 
 State of a row (float32): maximum [lanes] | denominator [lanes], to be summed | output [head_dim].
 """
@@ -35,8 +35,8 @@ def rows_at_once(isa: Isa) -> int:
 class Attend:
     """One block for `tokens` consecutive tokens x `heads` query heads of one kv head.
 
-    Call: (queries, table of page addresses int64[4], pages 1..4, states, limit, scratch): `limit` is the last visible token of the block for
-    token 0 (token t: limit + t). Queries: token stride `token_bytes`, heads adjacent. Scratch: 2*rows*256 bytes.
+    Call: (queries, table of page addresses int64[4], pages 1..4, states, limit, scratch): `limit` is the last visible token of the block
+    for token 0 (token t: limit + t). Queries: token stride `token_bytes`, heads adjacent. Scratch: 2*rows*256 bytes.
     """
 
     head_dim: int
@@ -87,7 +87,7 @@ class Attend:
         k.loop(pages, [], of_page)
 
     def _softmax(self, k: Kit, rows: list[tuple[int, int]], pages: Value, states: Value, limit: Value, scratch: Value) -> Value:
-        """Scores in scratch become weights there; maxima and denominators move on. Returns the address of one factor a row for the outputs."""
+        """Scores in scratch become weights there; maxima and denominators move on. Returns where the factor of each row's output is."""
         b = k.b
         vectors = BLOCK_TOKENS // k.lanes
         factors = k.at(scratch, 4 * BLOCK_TOKENS * len(rows))

@@ -79,6 +79,7 @@ def compile_control(function: Callable[..., Any], signature: str) -> tuple[str, 
     """(symbol, object file) of a numba function over int64 addresses and scalars; call convention `int32 f(ret*, exc**, args...)`."""
     from numba import njit
 
-    compiled = njit(signature, nogil=True, error_model="numpy", boundscheck=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    options: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # known to numba, not to its annotations
+    compiled = njit(signature, nogil=True, error_model="numpy", boundscheck=False, **options)(function)
     overload = compiled.overloads[compiled.signatures[0]]
     return overload.fndesc.llvm_func_name, overload.library._get_compiled_object()

@@ -1,136 +1,13 @@
 """The compiled loop of a step program: operations are data, threads take chunks from cursors, nobody waits for a thread without work.
 
-Three entries: `run` (the caller: lays out the iteration, publishes the epoch, works as thread 0), `worker` (one call for the life of a helper
-thread) and `execute` (all operations of one iteration). A thread that comes late finds another epoch in the cursor and leaves; what a late
-thread may still write goes to its own scratch only. Every address is an int64; nothing here allocates or raises.
+Three entries: `run` (the caller: lays out the iteration, publishes the epoch, works as thread 0), `worker` (one call for the life of a
+helper thread) and `execute` (all operations of one iteration). A thread that comes late finds another epoch in the cursor and leaves; what
+it may still write goes to its own scratch only. Every address is an int64; nothing here allocates or raises.
 """
 
 from numba import njit
 
-from headway.kernels.cpu.layout import (
-    A_CLEAR,
-    A_FINISH,
-    A_FOLD,
-    A_GROUP_HEADS,
-    A_HEAD_BYTES,
-    A_HEAD_GROUPS,
-    A_HEAD_POOL_BYTES,
-    A_KERNELS,
-    A_KV_HEADS,
-    A_OUT,
-    A_OUT_BYTES,
-    A_PAGE_BYTES,
-    A_PARTIALS,
-    A_POOL,
-    A_QUERIES,
-    A_ROW_BYTES,
-    A_STATE_BYTES,
-    A_TOKENS,
-    BLOCK_TOKENS,
-    CONTROL_BYTES,
-    E_KIND,
-    E_OUT,
-    E_STRIP_BYTES,
-    E_TABLE,
-    E_WIDTH,
-    I_PARTIAL,
-    I_PARTS,
-    I_SEGMENT,
-    I_SPLIT,
-    I_SPLITS,
-    I_TOKEN,
-    I_TOKENS,
-    ITEM_WORDS,
-    L_ADDRESS,
-    L_BYTES,
-    L_KERNEL,
-    M_CHUNK_UNITS,
-    M_GENERATED,
-    M_NEXT,
-    M_NEXT_BACK,
-    M_OUT,
-    M_OUT_BYTES,
-    M_OUT_UNIT_BYTES,
-    M_PREPARE,
-    M_PROMPT,
-    M_UNIT_BYTES,
-    M_UNITS,
-    M_WEIGHTS,
-    MAX_CHUNKS,
-    OP_ATTEND,
-    OP_CHUNKS,
-    OP_CODE,
-    OP_EMBED,
-    OP_PREPARE,
-    OP_PRODUCT,
-    OP_READ,
-    OP_ROTATE,
-    OP_WORDS,
-    P_CONTROLS,
-    P_COUNTERS,
-    P_FUSED_ROWS,
-    P_GENERATED_ROWS,
-    P_ITEMS,
-    P_N_ITEMS,
-    P_N_OPS,
-    P_OPS,
-    P_PAGES_PER_ENTRY,
-    P_POSITIONS,
-    P_PREPARE_OFFSET,
-    P_PROFILE,
-    P_ROW_SEGMENT,
-    P_ROWS,
-    P_SAMPLED,
-    P_SAMPLED_ROWS,
-    P_SCRATCH,
-    P_SCRATCH_BYTES,
-    P_SEGMENT_FIRST,
-    P_SEGMENT_ROWS,
-    P_SEGMENT_TABLE,
-    P_SEGMENTS,
-    P_STATES_OFFSET,
-    P_TABLE_BYTES,
-    P_TABLES,
-    P_TEAM,
-    P_TOKEN_IDS,
-    PAGE_TOKENS,
-    PRODUCT_ROWS,
-    Q_ANGLE_BYTES,
-    Q_ANGLES,
-    Q_APPEND,
-    Q_HEAD_BYTES,
-    Q_HEAD_POOL_BYTES,
-    Q_KEYS,
-    Q_KV_HEADS,
-    Q_PAGE_BYTES,
-    Q_POOL,
-    Q_QKV,
-    Q_ROTATE,
-    Q_ROW_BYTES,
-    Q_VALUES,
-    R_GENERATED,
-    R_GENERATED_BYTES,
-    R_GENERATED_OUT,
-    R_NORM,
-    R_PROMPT,
-    R_PROMPT_BYTES,
-    R_PROMPT_OUT,
-    R_SAMPLED_ONLY,
-    R_SOURCE,
-    R_SOURCE_BYTES,
-    ROW_CHUNK,
-    SPLIT_TOKENS,
-    TEAM_EPOCH,
-    TEAM_EXECUTE,
-    TEAM_FUTEX,
-    TEAM_PROGRAM,
-    TEAM_SLEEPERS,
-    TEAM_SPIN,
-    TEAM_STOP,
-    TEAM_THREADS,
-    TEAM_TIMEOUT,
-    TILE_TOKENS,
-)  # fmt: skip
+from headway.kernels.cpu import layout as at
 from headway.kernels.cpu.machine import (
     add,
     call2,
@@ -139,7 +16,6 @@ from headway.kernels.cpu.machine import (
     call6,
     call_execute,
     cycles,
-    futex,
     get,
     get8,
     get32,
@@ -147,95 +23,22 @@ from headway.kernels.cpu.machine import (
     get_f16,
     get_f32,
     load,
-    pause,
     put,
     put32,
     put_f32,
     store,
-    swap_if,
-)  # fmt: skip
+)
+from headway.kernels.cpu.waiting import await_epoch, finish, has_work, take, wake
 
-_OP_BYTES = OP_WORDS * 8
-_ITEM_BYTES = ITEM_WORDS * 4
-_WAIT, _WAKE = 128, 129  # private futex operations
-
-
-# ---- chunks and waiting ------------------------------------------------------------------------------------------------
-@njit(nogil=True)
-def has_work(control, epoch):
-    c = load(control)
-    return (c >> 32) == epoch and (c & 0xFFFF) < ((c >> 16) & 0xFFFF)
+_OP_BYTES = at.OP_WORDS * 8
+_ITEM_BYTES = at.ITEM_WORDS * 4
 
 
-@njit(nogil=True)
-def take(control, epoch, thread):
-    """Next chunk, or -1. Even threads take from the front, odd ones from the back: each streams its own half of the weights."""
-    while True:
-        c = load(control)
-        first, end = c & 0xFFFF, (c >> 16) & 0xFFFF
-        if (c >> 32) != epoch or first >= end:
-            return -1
-        if thread & 1:
-            if swap_if(control, c, c - 65536) == c:
-                return end - 1
-        elif swap_if(control, c, c + 1) == c:
-            return first
-
-
-@njit(nogil=True)
-def wake(team):
-    if load(team + TEAM_SLEEPERS) > 0:
-        add(team + TEAM_FUTEX, 1)
-        futex(team + TEAM_FUTEX, _WAKE, 1 << 30, 0)
-
-
-@njit(nogil=True)
-def finish(team, control, epoch, mine, total):
-    """Report finished chunks; return when all are: a short spin, then asleep."""
-    done = control + 64
-    full = (epoch << 32) | total
-    if mine > 0 and add(done, mine) + mine == full:
-        wake(team)
-        return
-    start = cycles()
-    limit = get(team + TEAM_SPIN)
-    while True:
-        if load(done) >= full:  # also true for a later epoch
-            return
-        if cycles() - start > limit:
-            break
-        pause()
-    add(team + TEAM_SLEEPERS, 1)
-    while True:
-        f = load(team + TEAM_FUTEX)
-        if load(done) >= full:
-            break
-        futex(team + TEAM_FUTEX, _WAIT, f & 0xFFFFFFFF, team + TEAM_TIMEOUT)
-    add(team + TEAM_SLEEPERS, -1)
-
-
-@njit(nogil=True)
-def await_epoch(team, seen):
-    start = cycles()
-    limit = get(team + TEAM_SPIN)
-    while load(team + TEAM_EPOCH) == seen and load(team + TEAM_STOP) == 0:
-        if cycles() - start < limit:
-            pause()
-            continue
-        add(team + TEAM_SLEEPERS, 1)
-        f = load(team + TEAM_FUTEX)
-        if load(team + TEAM_EPOCH) == seen and load(team + TEAM_STOP) == 0:
-            futex(team + TEAM_FUTEX, _WAIT, f & 0xFFFFFFFF, team + TEAM_TIMEOUT)
-        add(team + TEAM_SLEEPERS, -1)
-    return load(team + TEAM_EPOCH)
-
-
-# ---- operations --------------------------------------------------------------------------------------------------------
 @njit(nogil=True)
 def embed_row(op, token, out):
     """One row of the packed embedding matrix as float32 (layouts: products.py)."""
-    kind, width, lane = get(op + 8 * E_KIND), get(op + 8 * E_WIDTH), token & 15
-    strip = get(op + 8 * E_TABLE) + (token >> 4) * get(op + 8 * E_STRIP_BYTES)
+    kind, width, lane = get(op + 8 * at.E_KIND), get(op + 8 * at.E_WIDTH), token & 15
+    strip = get(op + 8 * at.E_TABLE) + (token >> 4) * get(op + 8 * at.E_STRIP_BYTES)
     if kind == 0:
         for i in range(width):
             put_f32(out + 4 * i, get_f32(strip + 64 * i + 4 * lane))
@@ -247,29 +50,29 @@ def embed_row(op, token, out):
             put_f32(out + 4 * i, get_bf16(strip + 32 * i + 2 * lane))
     elif kind == 3:
         for block in range(width // 32):
-            at = strip + 544 * block
-            d = get_f16(at + 2 * lane)
+            block_at = strip + 544 * block
+            d = get_f16(block_at + 2 * lane)
             for i in range(32):
-                put_f32(out + 128 * block + 4 * i, d * (get8(at + 32 + 64 * (i >> 2) + 4 * lane + (i & 3)) - 128))
+                put_f32(out + 128 * block + 4 * i, d * (get8(block_at + 32 + 64 * (i >> 2) + 4 * lane + (i & 3)) - 128))
     else:
         for block in range(width // 32):
-            at = strip + 320 * block
-            d, m = get_f16(at + 2 * lane), get_f16(at + 32 + 2 * lane)
+            block_at = strip + 320 * block
+            d, m = get_f16(block_at + 2 * lane), get_f16(block_at + 32 + 2 * lane)
             for i in range(16):
-                q = get8(at + 64 + 64 * (i >> 2) + 4 * lane + (i & 3))
+                q = get8(block_at + 64 + 64 * (i >> 2) + 4 * lane + (i & 3))
                 put_f32(out + 128 * block + 4 * i, d * (q & 15) + m)
                 put_f32(out + 128 * block + 64 + 4 * i, d * (q >> 4) + m)
 
 
 @njit(nogil=True)
 def embed(p, op, control, epoch, thread):
-    mine, rows = 0, get(p + 8 * P_ROWS)
-    width, out, ids = get(op + 8 * E_WIDTH), get(op + 8 * E_OUT), get(p + 8 * P_TOKEN_IDS)
+    mine, rows = 0, get(p + 8 * at.P_ROWS)
+    width, out, ids = get(op + 8 * at.E_WIDTH), get(op + 8 * at.E_OUT), get(p + 8 * at.P_TOKEN_IDS)
     while True:
         c = take(control, epoch, thread)
         if c < 0:
             return mine
-        for r in range(c * ROW_CHUNK, min(rows, c * ROW_CHUNK + ROW_CHUNK)):
+        for r in range(c * at.ROW_CHUNK, min(rows, c * at.ROW_CHUNK + at.ROW_CHUNK)):
             embed_row(op, get32(ids + 4 * r), out + 4 * width * r)
         mine += 1
 
@@ -277,36 +80,36 @@ def embed(p, op, control, epoch, thread):
 @njit(nogil=True)
 def rows_of(p, op):
     """(rows, rows of class generated) that a prepare operation covers; sampled rows are always of class generated."""
-    if get(op + 8 * R_SAMPLED_ONLY) != 0:
-        return get(p + 8 * P_SAMPLED), get(p + 8 * P_SAMPLED)
-    rows = get(p + 8 * P_ROWS)
-    if get(op + 8 * R_PROMPT) == 0:
+    if get(op + 8 * at.R_SAMPLED_ONLY) != 0:
+        return get(p + 8 * at.P_SAMPLED), get(p + 8 * at.P_SAMPLED)
+    rows = get(p + 8 * at.P_ROWS)
+    if get(op + 8 * at.R_PROMPT) == 0:
         return rows, rows
-    return rows, get(p + 8 * P_GENERATED_ROWS)
+    return rows, get(p + 8 * at.P_GENERATED_ROWS)
 
 
 @njit(nogil=True)
 def prepare_row(p, op, row, generated, out, prompt_out):
     source = row
-    if get(op + 8 * R_SAMPLED_ONLY) != 0:
-        source = get32(get(p + 8 * P_SAMPLED_ROWS) + 4 * row)
-    x = get(op + 8 * R_SOURCE) + source * get(op + 8 * R_SOURCE_BYTES)
+    if get(op + 8 * at.R_SAMPLED_ONLY) != 0:
+        source = get32(get(p + 8 * at.P_SAMPLED_ROWS) + 4 * row)
+    x = get(op + 8 * at.R_SOURCE) + source * get(op + 8 * at.R_SOURCE_BYTES)
     if row < generated:
-        call3(get(op + 8 * R_GENERATED), x, get(op + 8 * R_NORM), out + row * get(op + 8 * R_GENERATED_BYTES))
+        call3(get(op + 8 * at.R_GENERATED), x, get(op + 8 * at.R_NORM), out + row * get(op + 8 * at.R_GENERATED_BYTES))
     else:
-        call3(get(op + 8 * R_PROMPT), x, get(op + 8 * R_NORM), prompt_out + (row - generated) * get(op + 8 * R_PROMPT_BYTES))
+        call3(get(op + 8 * at.R_PROMPT), x, get(op + 8 * at.R_NORM), prompt_out + (row - generated) * get(op + 8 * at.R_PROMPT_BYTES))
 
 
 @njit(nogil=True)
 def prepare(p, op, control, epoch, thread):
     mine = 0
     rows, generated = rows_of(p, op)
-    out, prompt_out = get(op + 8 * R_GENERATED_OUT), get(op + 8 * R_PROMPT_OUT)
+    out, prompt_out = get(op + 8 * at.R_GENERATED_OUT), get(op + 8 * at.R_PROMPT_OUT)
     while True:
         c = take(control, epoch, thread)
         if c < 0:
             return mine
-        for r in range(c * ROW_CHUNK, min(rows, c * ROW_CHUNK + ROW_CHUNK)):
+        for r in range(c * at.ROW_CHUNK, min(rows, c * at.ROW_CHUNK + at.ROW_CHUNK)):
             prepare_row(p, op, r, generated, out, prompt_out)
         mine += 1
 
@@ -328,32 +131,32 @@ def tiles(kernels, first, end, weights, x, x_bytes, out, out_bytes, ahead):
 @njit(nogil=True)
 def product(p, op, control, epoch, thread):
     mine = 0
-    source = get(p + 8 * P_OPS) + get(op + 8 * M_PREPARE) * _OP_BYTES
+    source = get(p + 8 * at.P_OPS) + get(op + 8 * at.M_PREPARE) * _OP_BYTES
     rows, generated = rows_of(p, source)
-    x, x_prompt = get(source + 8 * R_GENERATED_OUT), get(source + 8 * R_PROMPT_OUT)
-    if rows <= get(p + 8 * P_FUSED_ROWS) and has_work(control, epoch):
+    x, x_prompt = get(source + 8 * at.R_GENERATED_OUT), get(source + 8 * at.R_PROMPT_OUT)
+    if rows <= get(p + 8 * at.P_FUSED_ROWS) and has_work(control, epoch):
         # few rows: every thread prepares them for itself, which is cheaper than one more barrier
-        x = get(p + 8 * P_SCRATCH) + thread * get(p + 8 * P_SCRATCH_BYTES) + get(p + 8 * P_PREPARE_OFFSET)
-        x_prompt = x + generated * get(source + 8 * R_GENERATED_BYTES)
+        x = get(p + 8 * at.P_SCRATCH) + thread * get(p + 8 * at.P_SCRATCH_BYTES) + get(p + 8 * at.P_PREPARE_OFFSET)
+        x_prompt = x + generated * get(source + 8 * at.R_GENERATED_BYTES)
         for r in range(rows):
             prepare_row(p, source, r, generated, x, x_prompt)
-    unit_bytes, units, per_chunk = get(op + 8 * M_UNIT_BYTES), get(op + 8 * M_UNITS), get(op + 8 * M_CHUNK_UNITS)
+    unit_bytes, units, per_chunk = get(op + 8 * at.M_UNIT_BYTES), get(op + 8 * at.M_UNITS), get(op + 8 * at.M_CHUNK_UNITS)
     weights, out, out_bytes, out_unit = (
-        get(op + 8 * M_WEIGHTS),
-        get(op + 8 * M_OUT),
-        get(op + 8 * M_OUT_BYTES),
-        get(op + 8 * M_OUT_UNIT_BYTES),
+        get(op + 8 * at.M_WEIGHTS),
+        get(op + 8 * at.M_OUT),
+        get(op + 8 * at.M_OUT_BYTES),
+        get(op + 8 * at.M_OUT_UNIT_BYTES),
     )
-    x_bytes, prompt_bytes = get(source + 8 * R_GENERATED_BYTES), get(source + 8 * R_PROMPT_BYTES)
+    x_bytes, prompt_bytes = get(source + 8 * at.R_GENERATED_BYTES), get(source + 8 * at.R_PROMPT_BYTES)
     groups = (units + per_chunk - 1) // per_chunk
-    following = get(op + 8 * M_NEXT_BACK) if thread & 1 else get(op + 8 * M_NEXT)
+    following = get(op + 8 * at.M_NEXT_BACK) if thread & 1 else get(op + 8 * at.M_NEXT)
     while True:
         c = take(control, epoch, thread)
         if c < 0:
             return mine
         group = c % groups
-        first = (c // groups) * PRODUCT_ROWS
-        end = min(rows, first + PRODUCT_ROWS)
+        first = (c // groups) * at.PRODUCT_ROWS
+        end = min(rows, first + at.PRODUCT_ROWS)
         last = min(units, (group + 1) * per_chunk)
         for u in range(group * per_chunk, last):
             w = weights + u * unit_bytes
@@ -365,11 +168,11 @@ def product(p, op, control, epoch, thread):
                     ahead = max(weights, weights + (group - 1) * per_chunk * unit_bytes)
             o = out + u * out_unit
             if first < generated:
-                tiles(op + 8 * M_GENERATED, first, min(end, generated), w, x, x_bytes, o, out_bytes, ahead)
+                tiles(op + 8 * at.M_GENERATED, first, min(end, generated), w, x, x_bytes, o, out_bytes, ahead)
             if end > generated:
                 skip = generated * out_bytes
                 tiles(
-                    op + 8 * M_PROMPT,
+                    op + 8 * at.M_PROMPT,
                     max(first, generated) - generated,
                     end - generated,
                     w,
@@ -385,88 +188,90 @@ def product(p, op, control, epoch, thread):
 @njit(nogil=True)
 def page_address(p, table, index, pool, page_bytes):
     """Address of a sequence's index-th 16-token page in one head's part of the pool."""
-    per_entry = get(p + 8 * P_PAGES_PER_ENTRY)
+    per_entry = get(p + 8 * at.P_PAGES_PER_ENTRY)
     entry = get32(table + 4 * (index // per_entry))
     return pool + (entry * per_entry + index % per_entry) * page_bytes
 
 
 @njit(nogil=True)
 def rotate(p, op, control, epoch, thread):
-    mine, rows = 0, get(p + 8 * P_ROWS)
-    qkv, row_bytes, heads = get(op + 8 * Q_QKV), get(op + 8 * Q_ROW_BYTES), get(op + 8 * Q_KV_HEADS)
-    head_bytes, page_bytes = get(op + 8 * Q_HEAD_BYTES), get(op + 8 * Q_PAGE_BYTES)
-    positions, segments = get(p + 8 * P_POSITIONS), get(p + 8 * P_ROW_SEGMENT)
+    mine, rows = 0, get(p + 8 * at.P_ROWS)
+    qkv, row_bytes, heads = get(op + 8 * at.Q_QKV), get(op + 8 * at.Q_ROW_BYTES), get(op + 8 * at.Q_KV_HEADS)
+    head_bytes, page_bytes = get(op + 8 * at.Q_HEAD_BYTES), get(op + 8 * at.Q_PAGE_BYTES)
+    positions, segments = get(p + 8 * at.P_POSITIONS), get(p + 8 * at.P_ROW_SEGMENT)
     while True:
         c = take(control, epoch, thread)
         if c < 0:
             return mine
-        for r in range(c * ROW_CHUNK, min(rows, c * ROW_CHUNK + ROW_CHUNK)):
+        for r in range(c * at.ROW_CHUNK, min(rows, c * at.ROW_CHUNK + at.ROW_CHUNK)):
             position = get32(positions + 4 * r)
             segment = get32(segments + 4 * r)
-            table = get(p + 8 * P_TABLES) + get32(get(p + 8 * P_SEGMENT_TABLE) + 4 * segment) * get(p + 8 * P_TABLE_BYTES)
+            table = get(p + 8 * at.P_TABLES) + get32(get(p + 8 * at.P_SEGMENT_TABLE) + 4 * segment) * get(p + 8 * at.P_TABLE_BYTES)
             source = qkv + r * row_bytes
-            angles = get(op + 8 * Q_ANGLES) + position * get(op + 8 * Q_ANGLE_BYTES)
-            call2(get(op + 8 * Q_ROTATE), source, angles)
-            page = page_address(p, table, position // PAGE_TOKENS, get(op + 8 * Q_POOL), page_bytes)
+            angles = get(op + 8 * at.Q_ANGLES) + position * get(op + 8 * at.Q_ANGLE_BYTES)
+            call2(get(op + 8 * at.Q_ROTATE), source, angles)
+            page = page_address(p, table, position // at.PAGE_TOKENS, get(op + 8 * at.Q_POOL), page_bytes)
             for h in range(heads):
-                key = source + get(op + 8 * Q_KEYS) + h * head_bytes
-                value = source + get(op + 8 * Q_VALUES) + h * head_bytes
-                call5(get(op + 8 * Q_APPEND), key, value, angles, page + h * get(op + 8 * Q_HEAD_POOL_BYTES), position % PAGE_TOKENS)
+                key = source + get(op + 8 * at.Q_KEYS) + h * head_bytes
+                value = source + get(op + 8 * at.Q_VALUES) + h * head_bytes
+                call5(
+                    get(op + 8 * at.Q_APPEND), key, value, angles, page + h * get(op + 8 * at.Q_HEAD_POOL_BYTES), position % at.PAGE_TOKENS
+                )
         mine += 1
 
 
 @njit(nogil=True)
 def attend_split(p, op, queries, table, pool, first_position, tokens, split, states, scratch, addresses):
     """One split for `tokens` consecutive query tokens of one kv head: states must be empty."""
-    page_bytes, state_bytes, group = get(op + 8 * A_PAGE_BYTES), get(op + 8 * A_STATE_BYTES), get(op + 8 * A_GROUP_HEADS)
-    row_bytes, head_bytes, many = get(op + 8 * A_ROW_BYTES), get(op + 8 * A_HEAD_BYTES), get(op + 8 * A_TOKENS)
+    page_bytes, state_bytes, group = get(op + 8 * at.A_PAGE_BYTES), get(op + 8 * at.A_STATE_BYTES), get(op + 8 * at.A_GROUP_HEADS)
+    row_bytes, head_bytes, many = get(op + 8 * at.A_ROW_BYTES), get(op + 8 * at.A_HEAD_BYTES), get(op + 8 * at.A_TOKENS)
     last = first_position + tokens - 1
-    start = split * SPLIT_TOKENS
-    while start < (split + 1) * SPLIT_TOKENS and start <= last:
-        pages = min(BLOCK_TOKENS // PAGE_TOKENS, (last - start) // PAGE_TOKENS + 1)
+    start = split * at.SPLIT_TOKENS
+    while start < (split + 1) * at.SPLIT_TOKENS and start <= last:
+        pages = min(at.BLOCK_TOKENS // at.PAGE_TOKENS, (last - start) // at.PAGE_TOKENS + 1)
         for i in range(pages):
-            put(addresses + 8 * i, page_address(p, table, start // PAGE_TOKENS + i, pool, page_bytes))
+            put(addresses + 8 * i, page_address(p, table, start // at.PAGE_TOKENS + i, pool, page_bytes))
         t = 0
         while t < tokens:
             n = many if t + many <= tokens else 1
             limit = first_position + t - start
             if limit + n > 0:
                 heads_done = 0
-                for g in range(get(op + 8 * A_HEAD_GROUPS)):
-                    entry = op + 8 * (A_KERNELS + 3 * g)
+                for g in range(get(op + 8 * at.A_HEAD_GROUPS)):
+                    entry = op + 8 * (at.A_KERNELS + 3 * g)
                     heads = get(entry)
                     kernel = get(entry + 8) if n > 1 else get(entry + 16)
                     state = states + (t * group + heads_done) * state_bytes
                     call6(kernel, queries + t * row_bytes + heads_done * head_bytes, addresses, pages, state, limit, scratch)
                     heads_done += heads
             t += n
-        start += BLOCK_TOKENS
+        start += at.BLOCK_TOKENS
 
 
 @njit(nogil=True)
 def attend(p, op, control, epoch, thread):
-    mine, heads, group = 0, get(op + 8 * A_KV_HEADS), get(op + 8 * A_GROUP_HEADS)
-    base = get(p + 8 * P_SCRATCH) + thread * get(p + 8 * P_SCRATCH_BYTES)
+    mine, heads, group = 0, get(op + 8 * at.A_KV_HEADS), get(op + 8 * at.A_GROUP_HEADS)
+    base = get(p + 8 * at.P_SCRATCH) + thread * get(p + 8 * at.P_SCRATCH_BYTES)
     addresses, scratch = base, base + 64
-    states = base + get(p + 8 * P_STATES_OFFSET)
-    state_bytes, head_bytes = get(op + 8 * A_STATE_BYTES), get(op + 8 * A_HEAD_BYTES)
-    folded = states + TILE_TOKENS * group * state_bytes
-    clear, fold, end_state = get(op + 8 * A_CLEAR), get(op + 8 * A_FOLD), get(op + 8 * A_FINISH)
+    states = base + get(p + 8 * at.P_STATES_OFFSET)
+    state_bytes, head_bytes = get(op + 8 * at.A_STATE_BYTES), get(op + 8 * at.A_HEAD_BYTES)
+    folded = states + at.TILE_TOKENS * group * state_bytes
+    clear, fold, end_state = get(op + 8 * at.A_CLEAR), get(op + 8 * at.A_FOLD), get(op + 8 * at.A_FINISH)
     while True:
         c = take(control, epoch, thread)
         if c < 0:
             return mine
-        item = get(p + 8 * P_ITEMS) + (c // heads) * _ITEM_BYTES
+        item = get(p + 8 * at.P_ITEMS) + (c // heads) * _ITEM_BYTES
         h = c % heads
-        segment, token, tokens = get32(item + 4 * I_SEGMENT), get32(item + 4 * I_TOKEN), get32(item + 4 * I_TOKENS)
-        split, splits = get32(item + 4 * I_SPLIT), get32(item + 4 * I_SPLITS)
-        partial, parts = get32(item + 4 * I_PARTIAL), get32(item + 4 * I_PARTS)
-        row = get32(get(p + 8 * P_SEGMENT_FIRST) + 4 * segment) + token
-        position = get32(get(p + 8 * P_POSITIONS) + 4 * row)
-        table = get(p + 8 * P_TABLES) + get32(get(p + 8 * P_SEGMENT_TABLE) + 4 * segment) * get(p + 8 * P_TABLE_BYTES)
-        queries = get(op + 8 * A_QUERIES) + row * get(op + 8 * A_ROW_BYTES) + h * group * head_bytes
-        pool = get(op + 8 * A_POOL) + h * get(op + 8 * A_HEAD_POOL_BYTES)
-        out = get(op + 8 * A_OUT) + row * get(op + 8 * A_OUT_BYTES) + h * group * head_bytes
+        segment, token, tokens = get32(item + 4 * at.I_SEGMENT), get32(item + 4 * at.I_TOKEN), get32(item + 4 * at.I_TOKENS)
+        split, splits = get32(item + 4 * at.I_SPLIT), get32(item + 4 * at.I_SPLITS)
+        partial, parts = get32(item + 4 * at.I_PARTIAL), get32(item + 4 * at.I_PARTS)
+        row = get32(get(p + 8 * at.P_SEGMENT_FIRST) + 4 * segment) + token
+        position = get32(get(p + 8 * at.P_POSITIONS) + 4 * row)
+        table = get(p + 8 * at.P_TABLES) + get32(get(p + 8 * at.P_SEGMENT_TABLE) + 4 * segment) * get(p + 8 * at.P_TABLE_BYTES)
+        queries = get(op + 8 * at.A_QUERIES) + row * get(op + 8 * at.A_ROW_BYTES) + h * group * head_bytes
+        pool = get(op + 8 * at.A_POOL) + h * get(op + 8 * at.A_HEAD_POOL_BYTES)
+        out = get(op + 8 * at.A_OUT) + row * get(op + 8 * at.A_OUT_BYTES) + h * group * head_bytes
         n = tokens * group
         if partial < 0:
             call2(clear, folded, n)
@@ -477,14 +282,14 @@ def attend(p, op, control, epoch, thread):
                     call2(fold, folded + r * state_bytes, states + r * state_bytes)
             for t in range(tokens):
                 for g in range(group):
-                    call2(end_state, folded + (t * group + g) * state_bytes, out + t * get(op + 8 * A_OUT_BYTES) + g * head_bytes)
+                    call2(end_state, folded + (t * group + g) * state_bytes, out + t * get(op + 8 * at.A_OUT_BYTES) + g * head_bytes)
         else:
             # one token, one split of several: whoever finishes the last one folds them all, in ascending order
-            slots = get(op + 8 * A_PARTIALS) + (partial * heads + h * parts) * group * state_bytes
+            slots = get(op + 8 * at.A_PARTIALS) + (partial * heads + h * parts) * group * state_bytes
             mine_at = slots + split * group * state_bytes
             call2(clear, mine_at, group)
             attend_split(p, op, queries, table, pool, position, 1, split, mine_at, scratch, addresses)
-            counter = get(p + 8 * P_COUNTERS) + (partial * heads + h * parts) * 8
+            counter = get(p + 8 * at.P_COUNTERS) + (partial * heads + h * parts) * 8
             if add(counter, 1) + 1 == parts:
                 store(counter, 0)
                 for g in range(group):
@@ -503,31 +308,31 @@ def read(op, control, epoch, thread):
         c = take(control, epoch, thread)
         if c < 0:
             return mine
-        call2(get(op + 8 * L_KERNEL), get(op + 8 * L_ADDRESS) + c * get(op + 8 * L_BYTES), get(op + 8 * L_BYTES) // 512)
+        call2(get(op + 8 * at.L_KERNEL), get(op + 8 * at.L_ADDRESS) + c * get(op + 8 * at.L_BYTES), get(op + 8 * at.L_BYTES) // 512)
         mine += 1
 
 
 def execute(p, thread, epoch):
     """All operations of one iteration, as one of the team's threads."""
-    team = get(p + 8 * P_TEAM)
-    op, control = get(p + 8 * P_OPS), get(p + 8 * P_CONTROLS)
-    profile = get(p + 8 * P_PROFILE)
-    for _ in range(get(p + 8 * P_N_OPS)):
-        code, total = get(op + 8 * OP_CODE), get(op + 8 * OP_CHUNKS)
+    team = get(p + 8 * at.P_TEAM)
+    op, control = get(p + 8 * at.P_OPS), get(p + 8 * at.P_CONTROLS)
+    profile = get(p + 8 * at.P_PROFILE)
+    for _ in range(get(p + 8 * at.P_N_OPS)):
+        code, total = get(op + 8 * at.OP_CODE), get(op + 8 * at.OP_CHUNKS)
         if total > 0:
             t0 = cycles()
             mine = 0
-            if code == OP_PRODUCT:
+            if code == at.OP_PRODUCT:
                 mine = product(p, op, control, epoch, thread)
-            elif code == OP_PREPARE:
+            elif code == at.OP_PREPARE:
                 mine = prepare(p, op, control, epoch, thread)
-            elif code == OP_ROTATE:
+            elif code == at.OP_ROTATE:
                 mine = rotate(p, op, control, epoch, thread)
-            elif code == OP_ATTEND:
+            elif code == at.OP_ATTEND:
                 mine = attend(p, op, control, epoch, thread)
-            elif code == OP_EMBED:
+            elif code == at.OP_EMBED:
                 mine = embed(p, op, control, epoch, thread)
-            elif code == OP_READ:
+            elif code == at.OP_READ:
                 mine = read(op, control, epoch, thread)
             elif take(control, epoch, thread) >= 0:
                 mine = 1
@@ -537,92 +342,92 @@ def execute(p, thread, epoch):
                 put(profile + 16 * code, get(profile + 16 * code) + t1 - t0)
                 put(profile + 16 * code + 8, get(profile + 16 * code + 8) + cycles() - t1)
         op += _OP_BYTES
-        control += CONTROL_BYTES
+        control += at.CONTROL_BYTES
 
 
 @njit(nogil=True)
 def lay_out_items(p):
     """Attention items of this iteration: tiles of a prompt's rows, or one split each of a single row with a long context."""
-    items, n, partials = get(p + 8 * P_ITEMS), 0, 0
-    for s in range(get(p + 8 * P_SEGMENTS)):
-        first, rows = get32(get(p + 8 * P_SEGMENT_FIRST) + 4 * s), get32(get(p + 8 * P_SEGMENT_ROWS) + 4 * s)
+    items, n, partials = get(p + 8 * at.P_ITEMS), 0, 0
+    for s in range(get(p + 8 * at.P_SEGMENTS)):
+        first, rows = get32(get(p + 8 * at.P_SEGMENT_FIRST) + 4 * s), get32(get(p + 8 * at.P_SEGMENT_ROWS) + 4 * s)
         for r in range(rows):
-            put32(get(p + 8 * P_ROW_SEGMENT) + 4 * (first + r), s)
-        position = get32(get(p + 8 * P_POSITIONS) + 4 * first)
-        if rows == 1 and position >= SPLIT_TOKENS:
-            parts = position // SPLIT_TOKENS + 1
+            put32(get(p + 8 * at.P_ROW_SEGMENT) + 4 * (first + r), s)
+        position = get32(get(p + 8 * at.P_POSITIONS) + 4 * first)
+        if rows == 1 and position >= at.SPLIT_TOKENS:
+            parts = position // at.SPLIT_TOKENS + 1
             for k in range(parts):
                 item = items + n * _ITEM_BYTES
-                put32(item + 4 * I_SEGMENT, s)
-                put32(item + 4 * I_TOKEN, 0)
-                put32(item + 4 * I_TOKENS, 1)
-                put32(item + 4 * I_SPLIT, k)
-                put32(item + 4 * I_SPLITS, 1)
-                put32(item + 4 * I_PARTIAL, partials)
-                put32(item + 4 * I_PARTS, parts)
+                put32(item + 4 * at.I_SEGMENT, s)
+                put32(item + 4 * at.I_TOKEN, 0)
+                put32(item + 4 * at.I_TOKENS, 1)
+                put32(item + 4 * at.I_SPLIT, k)
+                put32(item + 4 * at.I_SPLITS, 1)
+                put32(item + 4 * at.I_PARTIAL, partials)
+                put32(item + 4 * at.I_PARTS, parts)
                 n += 1
             partials += parts
         else:
-            for t in range(0, rows, TILE_TOKENS):
+            for t in range(0, rows, at.TILE_TOKENS):
                 item = items + n * _ITEM_BYTES
-                tokens = min(TILE_TOKENS, rows - t)
-                put32(item + 4 * I_SEGMENT, s)
-                put32(item + 4 * I_TOKEN, t)
-                put32(item + 4 * I_TOKENS, tokens)
-                put32(item + 4 * I_SPLIT, 0)
-                put32(item + 4 * I_SPLITS, (position + t + tokens - 1) // SPLIT_TOKENS + 1)
-                put32(item + 4 * I_PARTIAL, -1)
-                put32(item + 4 * I_PARTS, 0)
+                tokens = min(at.TILE_TOKENS, rows - t)
+                put32(item + 4 * at.I_SEGMENT, s)
+                put32(item + 4 * at.I_TOKEN, t)
+                put32(item + 4 * at.I_TOKENS, tokens)
+                put32(item + 4 * at.I_SPLIT, 0)
+                put32(item + 4 * at.I_SPLITS, (position + t + tokens - 1) // at.SPLIT_TOKENS + 1)
+                put32(item + 4 * at.I_PARTIAL, -1)
+                put32(item + 4 * at.I_PARTS, 0)
                 n += 1
-    put(p + 8 * P_N_ITEMS, n)
+    put(p + 8 * at.P_N_ITEMS, n)
     return n
 
 
 @njit(nogil=True)
 def chunks_of(p, op, items):
-    code = get(op + 8 * OP_CODE)
-    rows = get(p + 8 * P_ROWS)
-    if code in (OP_EMBED, OP_ROTATE):
-        return (rows + ROW_CHUNK - 1) // ROW_CHUNK
-    if code == OP_PREPARE:
+    code = get(op + 8 * at.OP_CODE)
+    rows = get(p + 8 * at.P_ROWS)
+    if code in (at.OP_EMBED, at.OP_ROTATE):
+        return (rows + at.ROW_CHUNK - 1) // at.ROW_CHUNK
+    if code == at.OP_PREPARE:
         n, _ = rows_of(p, op)
-        return 0 if n <= get(p + 8 * P_FUSED_ROWS) else (n + ROW_CHUNK - 1) // ROW_CHUNK
-    if code == OP_PRODUCT:
-        n, _ = rows_of(p, get(p + 8 * P_OPS) + get(op + 8 * M_PREPARE) * _OP_BYTES)
-        per_chunk = get(op + 8 * M_CHUNK_UNITS)
-        return (get(op + 8 * M_UNITS) + per_chunk - 1) // per_chunk * ((n + PRODUCT_ROWS - 1) // PRODUCT_ROWS)
-    if code == OP_ATTEND:
-        return items * get(op + 8 * A_KV_HEADS)
-    return get(op + 8 * OP_CHUNKS)
+        return 0 if n <= get(p + 8 * at.P_FUSED_ROWS) else (n + at.ROW_CHUNK - 1) // at.ROW_CHUNK
+    if code == at.OP_PRODUCT:
+        n, _ = rows_of(p, get(p + 8 * at.P_OPS) + get(op + 8 * at.M_PREPARE) * _OP_BYTES)
+        per_chunk = get(op + 8 * at.M_CHUNK_UNITS)
+        return (get(op + 8 * at.M_UNITS) + per_chunk - 1) // per_chunk * ((n + at.PRODUCT_ROWS - 1) // at.PRODUCT_ROWS)
+    if code == at.OP_ATTEND:
+        return items * get(op + 8 * at.A_KV_HEADS)
+    return get(op + 8 * at.OP_CHUNKS)
 
 
 def run(team):
     """One iteration: returns 0, or the number of an operation that would need more chunks than a cursor can count."""
-    p = get(team + TEAM_PROGRAM)
-    epoch = load(team + TEAM_EPOCH) + 1
+    p = get(team + at.TEAM_PROGRAM)
+    epoch = load(team + at.TEAM_EPOCH) + 1
     items = lay_out_items(p)
-    op, control = get(p + 8 * P_OPS), get(p + 8 * P_CONTROLS)
-    for i in range(get(p + 8 * P_N_OPS)):
+    op, control = get(p + 8 * at.P_OPS), get(p + 8 * at.P_CONTROLS)
+    for i in range(get(p + 8 * at.P_N_OPS)):
         n = chunks_of(p, op, items)
-        if n > MAX_CHUNKS:
+        if n > at.MAX_CHUNKS:
             return i + 1
-        put(op + 8 * OP_CHUNKS, n)
+        put(op + 8 * at.OP_CHUNKS, n)
         store(control, (epoch << 32) | (n << 16))
         store(control + 64, epoch << 32)
         op += _OP_BYTES
-        control += CONTROL_BYTES
-    put(p + 8 * P_TEAM, team)
-    add(team + TEAM_EPOCH, 1)  # a fence too: the sleepers' count is read after it
-    if get(team + TEAM_THREADS) > 1:
+        control += at.CONTROL_BYTES
+    put(p + 8 * at.P_TEAM, team)
+    add(team + at.TEAM_EPOCH, 1)  # a fence too: the sleepers' count is read after it
+    if get(team + at.TEAM_THREADS) > 1:
         wake(team)
-    call_execute(get(team + TEAM_EXECUTE), p, 0, epoch)
+    call_execute(get(team + at.TEAM_EXECUTE), p, 0, epoch)
     return 0
 
 
 def worker(team, thread):
     seen = 0
-    while load(team + TEAM_STOP) == 0:
+    while load(team + at.TEAM_STOP) == 0:
         seen = await_epoch(team, seen)
-        if load(team + TEAM_STOP) == 0:
-            call_execute(get(team + TEAM_EXECUTE), get(team + TEAM_PROGRAM), thread, seen)
+        if load(team + at.TEAM_STOP) == 0:
+            call_execute(get(team + at.TEAM_EXECUTE), get(team + at.TEAM_PROGRAM), thread, seen)
     return 0

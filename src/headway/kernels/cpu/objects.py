@@ -1,7 +1,7 @@
 """The disk cache of compiled kernels and the loader that needs llvmlite only.
 
-An object's file name carries a key over everything that could change its code: CPU name and features, versions of llvmlite and numba, the ISA
-level and the source of this package. A file that is missing, torn or foreign is compiled again; nothing is ever trusted by name alone.
+An object's file name carries a key over everything that could change its code: CPU name and features, versions of llvmlite and numba, the
+ISA level and the source of this package. A file that is missing, torn or foreign is compiled again; nothing is ever trusted by name alone.
 """
 
 import hashlib

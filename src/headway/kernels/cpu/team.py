@@ -8,6 +8,7 @@ import ctypes
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def _load(name: str) -> Callable[[], tuple[Callable[..., Any], str]]:
 def _tsc_hz() -> float:
     """Ticks of the time stamp counter in a second, from the kernel's own calibration (bogomips counts two a tick)."""
     try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as f:
+        with Path("/proc/cpuinfo").open(encoding="ascii", errors="replace") as f:
             for line in f:
                 if line.startswith("bogomips"):
                     return float(line.split(":")[1]) * 0.5e6

@@ -1,0 +1,170 @@
+"""The step program on random tiny models: right against float64, and a row's bits independent of everything beside it (DESIGN.md section 5)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.engine.programs import Built, Span, batch, build, logits_of
+from tests.support import tiny_model
+
+from headway.core.errors import CapacityError, ModelError
+from headway.engine.weights import PackedWeights
+from headway.kernels.cpu import isa
+from headway.kernels.reference import llama_forward, load_weights, log_softmax
+from headway.models.model import open_model
+
+LEVELS = [level for level in isa.LEVELS if isa.host_supports(level)]
+BOUNDS = {"exact": 1e-4, "fast": 5e-3}  # mean KL to float32, nats (DESIGN.md section 5)
+SHAPES = {
+    "gqa": {"heads": 6, "kv_heads": 2, "head_dim": 32},
+    "mha": {"heads": 2, "kv_heads": 2, "head_dim": 48},
+    "wide group": {"heads": 8, "kv_heads": 1, "head_dim": 16},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tiny")
+
+
+def tiny(folder: Path, name: str = "model", **sizes: object) -> Path:
+    path = folder / f"{name}.gguf"
+    if not path.exists():
+        tiny_model(path, seed=5, **sizes)  # type: ignore[arg-type]
+    return path
+
+
+@pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
+@pytest.mark.parametrize(
+    ("weight_type", "accuracy"),
+    [("Q4_1", "exact"), ("Q8_0", "exact"), ("F32", "exact"), ("F16", "exact"), ("BF16", "exact"), ("Q4_1", "fast"), ("Q8_0", "fast")],
+)
+def test_log_probabilities_equal_the_reference(folder: Path, weight_type: str, accuracy: str, level: isa.Isa) -> None:
+    path = tiny(folder, weight_type, weight_type=weight_type, **SHAPES["gqa"])
+    built = build(path, accuracy=accuracy, level=level)  # type: ignore[arg-type]
+    ids = np.random.default_rng(0).integers(3, 300, 70).tolist()
+    got = log_softmax(logits_of(built, ids, [len(ids)], np.arange(64)[None]))
+    want = log_softmax(llama_forward(built.model.config, load_weights(built.model), ids))
+    built.close()
+    divergence = (np.exp(want) * (want - got)).sum(-1)
+    assert divergence.mean() <= BOUNDS[accuracy]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_head_shapes(folder: Path, shape: str) -> None:
+    built = build(tiny(folder, shape.replace(" ", "-"), weight_type="F32", **SHAPES[shape]), accuracy="exact")
+    ids = np.random.default_rng(1).integers(3, 300, 40).tolist()
+    got = log_softmax(logits_of(built, ids, [40], np.arange(64)[None]))
+    want = log_softmax(llama_forward(built.model.config, load_weights(built.model), ids))
+    built.close()
+    assert (np.exp(want) * (want - got)).sum(-1).mean() <= BOUNDS["exact"]
+
+
+@pytest.fixture(scope="module", params=["exact", "fast"])
+def pair(folder: Path, request: pytest.FixtureRequest) -> Iterator[dict[str, Built]]:
+    """The same model with one thread and 16-token pages, and with three threads and 32-token pages."""
+    path = tiny(folder, "pair", weight_type="Q4_1", head_type="Q8_0", context_tokens=2048, **SHAPES["gqa"])
+    made = {
+        "one": build(path, accuracy=request.param, threads=1, pages=160),
+        "three": build(path, accuracy=request.param, threads=3, pages=80, page_tokens=32),
+    }
+    yield made
+    for built in made.values():
+        built.close()
+
+
+LENGTH = 1100  # crosses two splits of 512 tokens
+
+
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+def test_bits_do_not_depend_on_chunks_threads_or_page_size(pair: dict[str, Built], data: st.DataObject) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 3)))
+    length = data.draw(st.sampled_from([33, 130, LENGTH]))
+    ids = rng.integers(3, 300, length).tolist()
+    border = data.draw(st.integers(1, length))
+
+    def chunks() -> list[int]:
+        sizes = []
+        while sum(sizes) < length:
+            sizes.append(min(data.draw(st.sampled_from([16, 40, 64, 511, 512])), length - sum(sizes)))
+        return sizes
+
+    one = logits_of(pair["one"], ids, chunks(), rng.permutation(160)[None], border)
+    three = logits_of(pair["three"], ids, chunks(), rng.permutation(80)[None], border)
+    assert (one == three).all()
+
+
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
+def test_bits_do_not_depend_on_the_batch(pair: dict[str, Built], data: st.DataObject) -> None:
+    built = pair["three"]
+    rng = np.random.default_rng(data.draw(st.integers(0, 5)))
+    lengths = data.draw(st.lists(st.integers(1, 90), min_size=2, max_size=6))
+    texts = [rng.integers(3, 300, n + 1).tolist() for n in lengths]
+    pages = rng.permutation(80)
+    tables = np.stack([np.resize(pages[12 * i : 12 * i + 12], 12) for i in range(len(texts))])
+    alone = []
+    for i, ids in enumerate(texts):
+        table = tables[i : i + 1]
+        before = logits_of(built, ids[:-1], [len(ids) - 1], table)
+        made, _ = batch([Span(0, len(ids) - 1, ids[-1:], generated=True)], table)
+        built.program.execute(made)
+        alone.append((before, built.program.logits[0].copy()))
+    made, rows = batch([Span(i, 0, ids[:-1]) for i, ids in enumerate(texts)], tables)
+    built.program.execute(made)
+    for (before, _), mine in zip(alone, rows, strict=True):
+        assert (built.program.logits[mine] == before).all()
+    # one more token each, beside a prompt that starts over
+    spans = [Span(i, len(ids) - 1, ids[-1:], generated=True) for i, ids in enumerate(texts[1:], 1)]
+    made, rows = batch([*spans, Span(0, 0, texts[0][:-1])], tables)
+    built.program.execute(made)
+    for (_, last), mine in zip(alone[1:], rows, strict=False):
+        assert (built.program.logits[mine[0]] == last).all()
+    assert (built.program.logits[rows[-1]] == alone[0][0]).all()
+
+
+def test_a_long_row_split_over_threads_gives_the_same_bits_every_time(pair: dict[str, Built]) -> None:
+    built = pair["three"]
+    ids = np.random.default_rng(3).integers(3, 300, LENGTH).tolist()
+    table = np.arange(80)[None]
+    whole = logits_of(built, ids, [512, 512, LENGTH - 1024], table, LENGTH - 1)
+    made, _ = batch([Span(0, LENGTH - 1, ids[-1:], generated=True)], table)
+    for _ in range(50):
+        built.program.execute(made)
+        assert (built.program.logits[0] == whole[-1]).all()
+
+
+def test_what_a_page_held_before_does_not_matter(pair: dict[str, Built]) -> None:
+    built = pair["one"]
+    ids = np.random.default_rng(4).integers(3, 300, 21).tolist()
+    table = np.array([[7, 9]])
+    want = logits_of(built, ids, [21], table)
+    built.program.pool._pages[:, :, 7:10] = 0xFF  # NaN in both 16-bit types
+    assert (logits_of(built, ids, [21], table) == want).all()
+    built.program.pool._pages[:] = 0
+
+
+def test_a_copied_page_is_the_page(pair: dict[str, Built]) -> None:
+    built = pair["one"]
+    ids = np.random.default_rng(6).integers(3, 300, 17).tolist()
+    want = logits_of(built, ids, [16, 1], np.array([[3, 4]]))[-1]
+    built.program.copy_page(3, 11)
+    made, _ = batch([Span(0, 16, ids[16:])], np.array([[11, 5]]))
+    built.program.execute(made)
+    assert (built.program.logits[0] == want).all()
+
+
+def test_a_batch_over_the_limits_is_refused(pair: dict[str, Built]) -> None:
+    made, _ = batch([Span(0, 0, [5] * 600)], np.arange(80)[None])
+    with pytest.raises(CapacityError, match="600 rows"):
+        pair["three"].program.execute(made)
+
+
+def test_a_type_without_a_kernel_is_named(folder: Path) -> None:
+    model = open_model(tiny(folder, "q5", weight_type="Q5_0"))
+    with pytest.raises(ModelError, match="Q4_1"):
+        PackedWeights(model.config, model.file.tensors)
