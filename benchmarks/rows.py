@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,9 +64,12 @@ def versions(*packages: str) -> dict[str, str]:
 
 def header(title: str) -> dict[str, object]:
     """Prints what the numbers depend on and returns it."""
-    machine = machine_fingerprint() | {"versions": versions("headway", "numpy", "numba", "llvmlite"), "load_before": list(os.getloadavg())}
-    print(f"{title}\n  {machine['cpu']}, {machine['cores']} cores, {' '.join(map(str, machine['isa']))}; load {os.getloadavg()[0]:.2f}")
-    print(f"  python {machine['python']}, {', '.join(f'{k} {v}' for k, v in machine['versions'].items())}\n", flush=True)  # type: ignore[attr-defined]
+    machine: dict[str, Any] = machine_fingerprint() | {
+        "versions": versions("headway", "numpy", "numba", "llvmlite"),
+        "load_before": list(os.getloadavg()),
+    }
+    print(f"{title}\n  {machine['cpu']}, {machine['cores']} cores, {' '.join(machine['isa'])}; load {os.getloadavg()[0]:.2f}")
+    print(f"  python {machine['python']}, {', '.join(f'{k} {v}' for k, v in machine['versions'].items())}\n", flush=True)
     return machine
 
 

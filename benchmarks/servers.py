@@ -21,7 +21,7 @@ _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _LLAMA = """
 import sys, time, xllamacpp as x
 p = x.CommonParams()
-p.model.path, p.port, p.n_ctx, p.n_parallel = sys.argv[1], int(sys.argv[2]), 8192, 4
+p.model.path, p.port, p.n_ctx, p.n_parallel = sys.argv[1], int(sys.argv[2]), 16384, 4
 p.cpuparams.n_threads = p.cpuparams_batch.n_threads = int(sys.argv[3])
 s = x.Server(p)
 while True: time.sleep(3600)

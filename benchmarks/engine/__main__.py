@@ -106,9 +106,8 @@ def _rows(
     threads: int,
 ) -> list[Row]:
     reads_per_s = median(limit) / weights
-    print(
-        f"  read limit {median(limit) / 1e9:.1f} GB/s ({min(limit) / 1e9:.1f}-{max(limit) / 1e9:.1f}) = {reads_per_s:.0f} tok/s; ours: {contenders[0].version}"
-    )
+    spread = f"{min(limit) / 1e9:.1f}-{max(limit) / 1e9:.1f}"
+    print(f"  read limit {median(limit) / 1e9:.1f} GB/s ({spread}) = {reads_per_s:.0f} tok/s; ours: {contenders[0].version}")
     rows = []
     for case in questions:
         name, ours = f"{case}, {threads}t", speeds["ours", case]

@@ -65,7 +65,7 @@ def main() -> None:
     settings = EngineSettings(model=model, threads=threads, accuracy=accuracy, kv_memory_bytes=_KV_BYTES)
     loaded = load_model(settings)
     rng = np.random.default_rng()
-    kv = f"{loaded.program.accuracy}, KV {loaded.program.kv_dtype}, {loaded.program.isa}"
+    kv = f"{loaded.program.accuracy}, KV {loaded.program.kv_dtype}, {loaded.program.isa.name}"
     print(json.dumps({"ready": True, "version": kv}), flush=True)
     for line in sys.stdin:
         cpu = time.process_time()

@@ -60,9 +60,8 @@ def main() -> int:
     for tokens, front_s, main_s, (begin, end) in done.kept or done.noisy:
         inside_s = sum(dt for at, dt in steps if begin <= at <= end) / 1e9
         costs.append((front_s + max(0.0, main_s - inside_s)) / tokens * 1e3)
-        print(
-            f"  {tokens} tokens: front {front_s:.2f} CPU-s, engine main thread {main_s:.2f} of which steps {inside_s:.2f}: {costs[-1]:.3f} ms"
-        )
+        parts = f"front {front_s:.2f} CPU-s, engine main thread {main_s:.2f}, of which steps {inside_s:.2f}"
+        print(f"  {tokens} tokens: {parts}: {costs[-1]:.3f} ms a token")
     judged = done.measurable and not options.any_noise
     worst = max(costs)
     row = Row("server", "HTTP and scheduling, CPU a token", worst, None, "ms", goal="< 0.3 ms", met=worst < 0.3 if judged else None)

@@ -29,7 +29,8 @@ class Pair:
 
 
 def _rated(workflow: Workflow, server: Server, seconds: float, load: float) -> Workflow:
-    full = saturate.saturating(workflow, 10.0)
+    # A seed of its own, so that no pair finds its prompts in the prefix cache.
+    full = replace(saturate.saturating(workflow, 10.0), seed=workflow.seed + 1_000_003)
     run = asyncio.run(measure(full, {"llm": server.url}, schedule.build(full), send_slo=False))
     served = saturate.served_per_s(full, run, 10.0)
     rated = saturate.with_rates(workflow, served, load, seconds, {})
@@ -102,7 +103,8 @@ def main() -> int:
             workflow = replace(workflow, services={"llm": service}) if name == "fcfs" else workflow
         workflow = _rated(workflow, first, options.seconds, options.load)
         facts: dict[str, Any] = {policy: server.get("/stats") for policy, server in servers.items()}
-        print(f"accuracy {facts['headway'].get('accuracy')}, law {facts['headway'].get('law')}")
+        laws = {name: law.get("made_by") for name, law in (facts["headway"].get("law") or {}).items()}
+        print(f"accuracy {facts['headway'].get('accuracy')}, law {laws}")
         began = time.monotonic()
         done = repeat(options.pairs, lambda k: _pair(workflow, servers, k), any_noise=options.any_noise)
     if not done.measurable:

@@ -59,7 +59,7 @@ def test_the_demo_runs_and_its_report_stands_alone(
     assert reader.tags.count("svg") >= 6
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     for arm in ("fcfs", "headway"):
-        assert report["arms"][arm]["classes"]["interactive"]["scheduled"] == 10
+        assert report["arms"][arm]["classes"]["interactive"]["scheduled"] >= 10
         assert report["arms"][arm]["all"]["failed"] == 0
     events = [(tmp_path / "out" / f"events-{arm}-0.jsonl").read_text().splitlines() for arm in ("fcfs", "headway")]
     arrivals = [sorted((row["app"], row["index"], row["wanted_tokens"]) for row in map(json.loads, lines)) for lines in events]

@@ -18,7 +18,7 @@ def _demo() -> Workflow:
 def test_same_seed_same_bytes_on_every_platform() -> None:
     digest = hashlib.sha256(schedule.to_jsonl(schedule.build(_demo()))).hexdigest()
     assert digest == hashlib.sha256(schedule.to_jsonl(schedule.build(_demo()))).hexdigest()
-    assert digest == "19467395c6973e8f66033b4ac3e81647c81137202bb1b4126c8342c5f4bd405c"
+    assert digest == "e04e8d37e1a7f9404c29d7ba1ae25a40e005783bc4325d68998a8d351f16242e"
 
 
 def test_another_seed_is_another_schedule() -> None:
@@ -35,7 +35,7 @@ def test_requests_are_exactly_as_many_as_asked_and_inside_the_run() -> None:
     rows = [row for row in schedule.build(_demo()) if row.app == "chat"]
     assert len(rows) == _demo().apps["chat"].load.requests
     assert all(0 <= row.scheduled_ns < 24e9 for row in rows)
-    assert {row.output_tokens for row in rows} <= set(range(24, 41))
+    assert {row.output_tokens for row in rows} <= set(range(20, 33))
     assert len({row.output_tokens for row in rows}) > 5
 
 

@@ -41,9 +41,10 @@ def gone(pid: int) -> bool:
         return True
 
 
-def test_kill_9_of_the_front_ends_the_engine_and_open_requests_become_failed_records(tmp_path):
+@pytest.mark.parametrize("engine", ["streams", "hang"])  # a loop sees end of file; one stuck in a call needs PR_SET_PDEATHSIG
+def test_kill_9_of_the_front_ends_the_engine_and_open_requests_become_failed_records(tmp_path, engine):
     environment = {**os.environ, STEP_S: "0.005", "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
-    command = [sys.executable, "-m", "tests.fleet.front_double", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.fleet.front_double", str(tmp_path), engine]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, cwd=ROOT) as front:
         assert front.stdout is not None
         engine_pid, *ids = map(int, front.stdout.readline().split())

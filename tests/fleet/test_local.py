@@ -37,7 +37,7 @@ async def healthy(fleet: LocalFleet) -> None:
 def assert_nothing_stuck(fleet: LocalFleet) -> None:
     stats = fleet.stats()
     assert (stats["open_requests"], stats["queued_requests"], stats["running_requests"], stats["kv_pages_used"]) == (0, 0, 0, 0)
-    assert not fleet._chains and not fleet._state.requests
+    assert fleet._mirrors.waiting == 0 and not fleet._state.requests
 
 
 async def test_tokens_come_in_order_and_the_counters_return_to_zero(tmp_path):

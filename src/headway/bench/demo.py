@@ -25,7 +25,7 @@ from headway.bench.schedule import Planned
 from headway.bench.view import LiveView
 from headway.bench.workflow import Launch, Service, Workflow, parse
 from headway.core.errors import HeadwayError
-from headway.core.stats import machine_fingerprint
+from headway.core.stats import QuietWatch, machine_fingerprint
 
 MODEL = "smollm2-135m"
 POLICIES = ("fcfs", "headway")
@@ -34,7 +34,7 @@ ORDER = (("fcfs", 0), ("headway", 0), ("headway", 1), ("fcfs", 1))
 SATURATING_S = 10.0
 LOAD = 0.75
 CHAT_AT_LEAST = 62
-PART_S = (16.0, 26.0)
+PART_S = (20.0, 40.0)  # as short as 62 chats allow; longer only on a slow or busy machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ async def _play(options: Options) -> int:
         workflow, facts = await _set_rates(workflow, urls["fcfs"], options)
         parts = {k: replace(workflow, seed=options.seed + k) for k in {k for _, k in ORDER}}
         plans = {k: schedule.build(part) for k, part in parts.items()}
-        arms = await _measure_all(parts, plans, urls)
+        arms, facts["others' share of the cores, by part"] = await _measure_all(parts, plans, urls)
         machine = machine_fingerprint()
         stats = await _server_facts(urls)
     facts["seconds the demo took"] = round(time.monotonic() - began_s, 1)
@@ -143,9 +143,10 @@ def _service(options: Options, policy: str) -> Service:
 
 
 async def _set_rates(workflow: Workflow, url: str, options: Options) -> tuple[Workflow, dict[str, object]]:
-    """A short warm-up, the saturating run, and the workflow with 75 % of what it served."""
+    """The saturating run, and the workflow with 75 % of what it served."""
     target = {"llm": url}
-    full = saturate.saturating(workflow, options.saturating_s)
+    # A seed of its own: the parts must not find their prompts in the prefix cache of the server that served this run.
+    full = replace(saturate.saturating(workflow, options.saturating_s), seed=options.seed + 1_000_003)
     with LiveView(full, f"what this machine can do ({options.saturating_s:g} s, as fast as it goes)") as view:
         run = await measure(full, target, schedule.build(full), observe=view.observe, send_slo=False)
     served = saturate.served_per_s(full, run, options.saturating_s)
@@ -170,13 +171,19 @@ async def _set_rates(workflow: Workflow, url: str, options: Options) -> tuple[Wo
     return rated, facts
 
 
-async def _measure_all(parts: dict[int, Workflow], plans: dict[int, list[Planned]], urls: dict[str, str]) -> dict[str, list[Outcomes]]:
+async def _measure_all(
+    parts: dict[int, Workflow], plans: dict[int, list[Planned]], urls: dict[str, str]
+) -> tuple[dict[str, list[Outcomes]], list[float]]:
+    """Runs of every policy, and how much of the cores processes that are not ours used during each part, in the order they ran."""
+    others: list[float] = []
     arms: dict[str, dict[int, Outcomes]] = {policy: {} for policy in POLICIES}
     for policy, k in ORDER:
         part = replace(parts[k], services={"llm": replace(parts[k].services["llm"], url=urls[policy])})
+        watch = QuietWatch([os.getpid()])
         with LiveView(part, f"{policy}, part {k + 1}") as view:
             arms[policy][k] = await measure(part, {"llm": urls[policy]}, plans[k], observe=view.observe)
-    return {policy: [runs[k] for k in sorted(runs)] for policy, runs in arms.items()}
+        others.append(round(watch.quiet().others_share, 3))
+    return {policy: [runs[k] for k in sorted(runs)] for policy, runs in arms.items()}, others
 
 
 async def _server_facts(urls: dict[str, str]) -> dict[str, object]:
@@ -238,9 +245,11 @@ def _show(report: Report, path: Path, seconds: float) -> None:
         length = f"{report.lanes[0].length_ns / 1e9:.1f} s"
         print(f"         one mark is one token of a chat; ▔ a document is being read; {length} from left to right, the same arrivals\n")
     print_table(report)
+    for note in report.notes[4:]:
+        print(f"note: {note}")
     print(f"\nreport  {path}   ({seconds:.0f} s in all)\n")
     print("next:")
     for command, what in zip(
         report.next_commands, ("an OpenAI-compatible server on port 8000", "talk to it", "the same workflow, yours to edit")
     ):
-        print(f"  {command:<48}{what}")
+        print(f"  {command:<{max(map(len, report.next_commands)) + 3}}{what}")

@@ -9,6 +9,7 @@ from headway.bench.outcome import Outcomes, RequestRow
 # The picture shows this much before the document arrives and after its first token.
 _MARGIN_NS = 300_000_000
 _LONGEST_PICTURE_NS = 8_000_000_000
+_STREAMS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,8 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """One row of the picture. Times in ns after the picture's start; one list of token times for each stream running in it."""
+    """One row of the picture. Times in ns after the picture's start; one list of token times a stream, at most `_STREAMS` of them, the
+    one that paused longest first."""
 
     name: str
     length_ns: int
@@ -78,11 +80,13 @@ def _around(name: str, run: Outcomes, streams: str, documents: str, index: int) 
     end_ns = read_interval(document)[1] + _MARGIN_NS
     reading = [read_interval(row) for row in run.requests if row.app == documents]
     met = [pause for pause in find(run.requests, streams, documents) if pause.document is document]
+    longest = met[0].stream if met else None
+    shown = sorted((row for row in run.requests if row.app == streams and row.token_ns), key=lambda row: row is not longest)
     return Lane(
         name,
         end_ns - zero_ns,
         [(a - zero_ns, b - zero_ns) for a, b in reading if b > a],
-        [[at - zero_ns for at in row.token_ns] for row in run.requests if row.app == streams and row.token_ns],
+        [[at - zero_ns for at in row.token_ns] for row in shown],
         met[0] if met else None,
     )
 
@@ -90,7 +94,7 @@ def _around(name: str, run: Outcomes, streams: str, documents: str, index: int) 
 def _clip(lane: Lane, length_ns: int) -> Lane:
     reading = [(max(0, a), min(length_ns, b)) for a, b in lane.reading if b > 0 and a < length_ns]
     streams = [kept for times in lane.streams if (kept := [at for at in times if 0 <= at < length_ns])]
-    return Lane(lane.name, length_ns, reading, streams, lane.longest)
+    return Lane(lane.name, length_ns, reading, streams[:_STREAMS], lane.longest)
 
 
 def in_words(nanoseconds: float) -> str:

@@ -8,7 +8,7 @@ from headway.bench.workflow import Load, Run, Workflow
 from headway.core.errors import HeadwayError
 
 # Clients of each app in the saturating run: enough to keep every core busy, with the mix the demo wants.
-CLIENTS = {"chat": 4, "completion": 1, "summary": 1}
+CLIENTS = {"chat": 6, "completion": 2, "summary": 1}
 
 
 class NoThroughput(HeadwayError):

@@ -20,7 +20,7 @@ from headway.engine.frames import EngineSettings, Outputs, Stepped, ViewFrame, W
 from headway.fleet.journal import KeyedHash, RouterJournal
 from headway.fleet.journal_records import EVENT_OF, NO_TAPE, EventRecord, Finish, ViewRecord, encode, pack_commands
 from headway.fleet.link import EngineLink
-from headway.fleet.mirror import PrefixMirror
+from headway.fleet.mirror import Mirrors
 from headway.fleet.ticket import EngineBusy, FleetRequest, Refused, Ticket
 from headway.scheduling import messages as m
 from headway.scheduling import router
@@ -45,8 +45,7 @@ class LocalFleet:
         self._links: dict[str, EngineLink] = {}
         self._specs: dict[str, m.EngineSpec] = {}
         self._laws: dict[str, dict[str, object]] = {}
-        self._mirrors: dict[tuple[str, str], PrefixMirror] = {}
-        self._chains: dict[int, tuple[int, ...]] = {}
+        self._mirrors = Mirrors()
         self._tickets: dict[int, Ticket] = {}
         """what the router knows: submitted and not over at the engine"""
         self._in_flight: dict[str, dict[int, None]] = {}
@@ -118,20 +117,13 @@ class LocalFleet:
             ticket.finished = True  # it never arrived: no record
             ticket.fail(refusal)
             return ticket
-        prompt_tokens = len(request.token_ids)
-        cached: dict[str, int] = {}
-        for engine_id in self._links:
-            mirror = self._mirrors.get((engine_id, request.model))
-            if mirror is not None:
-                chain = self._chains[id] = mirror.chain(request.token_ids, request.cache_salt)
-                cached[engine_id] = mirror.cached_tokens(chain, prompt_tokens)
         arrive = m.Arrive(
             id=id,
             model=request.model,
             kind=request.kind,
-            prompt_tokens=prompt_tokens,
+            prompt_tokens=len(request.token_ids),
             samples=1,
-            cached_tokens=cached,
+            cached_tokens=self._mirrors.cached_tokens(id, request.model, request.token_ids, request.cache_salt, self._links),
             slo=request.slo,
             tenant=self._hashed(request.tenant),
             max_tokens=request.sampling.max_tokens,
@@ -246,7 +238,7 @@ class LocalFleet:
             ticket.fail(Refused(command.reason, command.quote, retry_after_s))
 
     def _forget(self, id: int) -> None:
-        self._chains.pop(id, None)
+        self._mirrors.forget(id)
         ticket = self._tickets.pop(id, None)
         if ticket is not None and ticket.engine_id:
             self._in_flight[ticket.engine_id].pop(id, None)
@@ -285,9 +277,9 @@ class LocalFleet:
             self._reported(engine_id, message)
         elif kind is m.EngineUp:
             self._specs[engine_id] = message.spec
+            self._mirrors.engine_up(engine_id, message.spec)
             for spec in message.spec.models:
                 self._pages[spec.model] = (0, 0, spec.pages)
-                self._mirrors[engine_id, spec.model] = PrefixMirror(spec.page_tokens, spec.pages)
             self._step(message)
         elif kind is m.LawUpdate:
             self._laws[message.law_id] = message.params
@@ -296,18 +288,13 @@ class LocalFleet:
             self._journal.view(ViewRecord(message.engine_id, message.boot, message.view))
 
     def _fan_out(self, engine_id: str, outputs: list[wire.Output]) -> None:
-        tickets, chains = self._tickets, self._chains
+        tickets = self._tickets
         for output in outputs:
             self._tokens_total += len(output.token_ids)
             ticket = tickets.get(output.id)
             if ticket is None:
                 continue
-            chain = chains.pop(output.id, None)
-            if chain is not None or output.pages_dropped:
-                mirror = self._mirrors[engine_id, ticket.request.model]
-                mirror.drop(output.pages_dropped)
-                if chain is not None and output.token_ids:
-                    mirror.admit(chain)
+            self._mirrors.learn(engine_id, ticket.request.model, output)
             ticket.feed(output)
 
     def _reported(self, engine_id: str, stepped: Stepped) -> None:
@@ -327,8 +314,6 @@ class LocalFleet:
     def _engine_down(self, engine_id: str, boot: int, why: str) -> None:
         """The process is gone: everything dispatched to it is over, held requests wait for the next boot."""
         lost = list(self._in_flight[engine_id])
-        for key in [key for key in self._mirrors if key[0] == engine_id]:
-            self._mirrors[key].clear()
         for spec in self._specs[engine_id].models if engine_id in self._specs else ():
             self._pages[spec.model] = (0, 0, spec.pages)
         self._step(m.EngineDown(engine_id, boot, why))

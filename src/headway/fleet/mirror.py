@@ -5,6 +5,10 @@ A belief, not the truth: the engine answers with `started`. Chains of 64-bit has
 
 from array import array
 from collections import OrderedDict
+from collections.abc import Iterable
+
+from headway.engine.wire import Output
+from headway.scheduling.messages import EngineSpec
 
 
 class PrefixMirror:
@@ -50,5 +54,43 @@ class PrefixMirror:
         for _ in range(min(pages, len(self._pages))):
             self._pages.popitem(last=False)
 
-    def clear(self) -> None:
-        self._pages.clear()
+
+class Mirrors:
+    """The mirrors of all engines and models, and the chains of requests whose prompt has not been computed yet."""
+
+    def __init__(self) -> None:
+        self._mirrors: dict[tuple[str, str], PrefixMirror] = {}
+        self._chains: dict[int, tuple[int, ...]] = {}
+
+    @property
+    def waiting(self) -> int:
+        """Requests whose first output has not come."""
+        return len(self._chains)
+
+    def engine_up(self, engine_id: str, spec: EngineSpec) -> None:
+        """A fresh engine holds nothing."""
+        for model in spec.models:
+            self._mirrors[engine_id, model.model] = PrefixMirror(model.page_tokens, model.pages)
+
+    def cached_tokens(self, id: int, model: str, token_ids: list[int], cache_salt: str, engine_ids: Iterable[str]) -> dict[str, int]:
+        """For an Arrive: prompt tokens that each engine is believed to hold."""
+        cached: dict[str, int] = {}
+        for engine_id in engine_ids:
+            mirror = self._mirrors.get((engine_id, model))
+            if mirror is not None:
+                chain = self._chains.get(id) or mirror.chain(token_ids, cache_salt)
+                self._chains[id] = chain
+                cached[engine_id] = mirror.cached_tokens(chain, len(token_ids))
+        return cached
+
+    def learn(self, engine_id: str, model: str, output: Output) -> None:
+        """The first tokens of a request prove that its prompt has been computed."""
+        chain = self._chains.pop(output.id, None)
+        if chain is not None or output.pages_dropped:
+            mirror = self._mirrors[engine_id, model]
+            mirror.drop(output.pages_dropped)
+            if chain is not None and output.token_ids:
+                mirror.admit(chain)
+
+    def forget(self, id: int) -> None:
+        self._chains.pop(id, None)
