@@ -52,7 +52,8 @@ class Page:
     def until(self, condition: str, seconds: float = 20) -> None:
         deadline = time.monotonic() + seconds
         while not self.run(condition):
-            assert time.monotonic() < deadline, f"did not become true: {condition}"
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"did not become true in {seconds} s: {condition}")
             time.sleep(0.05)
 
     def press(self, key: str) -> None:
