@@ -193,8 +193,9 @@ def _wide(k: Kit, p: Product, vectors: list[tuple[Value, int]], x: Value, row: i
     pairs = 4 * k.lanes  # bytes of a vector
     fifteen = ir.Constant(k.words, [15] * 2 * k.lanes)
 
-    def shifted(q: Value, bits: int) -> Value:
-        return b.lshr(q, ir.Constant(k.words, [bits] * 2 * k.lanes))
+    def nibbles(q: Value, bits: int) -> Value:
+        down = b.lshr(q, ir.Constant(k.words, [bits] * 2 * k.lanes)) if bits else q
+        return down if bits == 12 else b.and_(down, fifteen)
 
     def body(i: Value, sums: list[Value]) -> list[Value]:
         places = [(k.index(s, i, block), h) for s, h in vectors]
@@ -206,12 +207,9 @@ def _wide(k: Kit, p: Product, vectors: list[tuple[Value, int]], x: Value, row: i
             if p.kind == "q4_1":
                 quads = [b.bitcast(k.load(w, k.bytes, 64 + 64 * j + pairs * h, 1), k.words) for w, h in places]
                 # words hold inputs (4j, 4j+2) in their low nibbles: the order PrepareRow stores for q4_1
-                for place, take in (
-                    (8 * j, [b.and_(q, fifteen) for q in quads]),
-                    (8 * (j + 4), [b.and_(shifted(q, 4), fifteen) for q in quads]),
-                    (8 * j + 4, [b.and_(shifted(q, 8), fifteen) for q in quads]),
-                    (8 * (j + 4) + 4, [shifted(q, 12) for q in quads]),
-                ):
+                for place, bits in ((8 * j, 0), (8 * (j + 4), 4), (8 * j + 4, 8), (8 * (j + 4) + 4, 12)):
+                    # unpacked one nibble at a time: all four at once would not fit 16 registers
+                    take = [nibbles(q, bits) for q in quads]
                     for t in range(p.rows):
                         a = b.bitcast(k.splat_i32(xb, t * row + place), k.words)
                         for v, w in enumerate(take):
@@ -283,4 +281,4 @@ def tile_rows(isa: Isa, planes: int) -> tuple[int, ...]:
     """
     if isa.lanes == 16:
         return (6, 4, 2, 1) if planes == 1 else (4, 2, 1)
-    return (3, 2, 1) if planes == 1 else (2, 1)
+    return (4, 2, 1) if is_wide(isa, planes) else (3, 2, 1) if planes == 1 else (2, 1)
