@@ -127,5 +127,5 @@ I_SEGMENT, I_TOKEN, I_TOKENS, I_SPLIT, I_SPLITS, I_PARTIAL, I_PARTS = range(7)
 
 ROW_CHUNK = 16  # rows of one chunk of the row-wise operations
 PRODUCT_ROWS = 128  # activation rows of one chunk of a product: they stay in L2 while the chunk's strips pass
-TILE_TOKENS = 16  # query tokens of one attention item
+TILE_TOKENS = 8  # query tokens of one attention item: small enough that the last items of a short chunk balance
 SPLIT_TOKENS, BLOCK_TOKENS, PAGE_TOKENS = 512, 64, 16
