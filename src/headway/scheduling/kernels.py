@@ -6,8 +6,8 @@ from headway.core.law import IterationLaw, max_chunk
 
 # One kernel tile: the smallest prefill chunk (DESIGN.md section 4).
 TILE_TOKENS = 8
-# Longest iteration when no running decode sets the pace. A request that arrives in the middle of it waits at most this long: a third of
-# the tightest time to first token in use (0.3 s), and the fixed cost of an iteration (8 ms on a laptop-class core) stays under a tenth.
+# Longest iteration when no running decode sets the pace. A request that arrives in the middle of it waits at most this long: a fifth of
+# the tightest time to first token in use (0.3 s); the fixed cost of an iteration (about 5 ms on a laptop-class core) stays under a tenth.
 IDLE_PACE_NS = 60_000_000
 # The learned margin is trusted inside these bounds: below 1 it would promise luck, above 1.6 little work would be done at all.
 MARGIN_LOW, MARGIN_HIGH = 1.0, 1.6
