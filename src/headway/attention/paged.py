@@ -1,7 +1,7 @@
 """PagedAttention: the two operations of a step program that touch keys and values, for one head geometry.
 
 `append` rotates queries in place and writes rotated keys and values to their pages; `attend` reads pages through block tables. Which rows
-attend to what is laid out natively at the start of an iteration (kernels.cpu.control.lay_out_items): tiles of 16 query tokens of a prompt,
+attend to what is laid out natively at the start of an iteration (kernels.cpu.control.lay_out_items): tiles of TILE_TOKENS query tokens of a prompt,
 or one split of SPLIT_TOKENS keys each of a single row with a long context.
 """
 
@@ -43,6 +43,10 @@ class PagedAttention:
     def __init__(self, shape: HeadShape, isa: Isa, kv_dtype: str, qkv_bytes: int) -> None:
         if shape.heads % shape.kv_heads:
             raise ConfigError(f"{shape.heads} query heads do not divide evenly over {shape.kv_heads} kv heads")
+        if shape.rope_pairs == "half" and (shape.rope_dim // 2) % isa.lanes:
+            raise ConfigError(
+                f"rope_dim {shape.rope_dim} with half-split pairs is not a multiple of {2 * isa.lanes}, which {isa.name} kernels need"
+            )
         self.shape, self.isa, self.kv_dtype, self.qkv_bytes = shape, isa, kv_dtype, qkv_bytes
         self.groups = _head_groups(shape.group, rows_at_once(isa))
         self.tokens = max(1, rows_at_once(isa) // shape.group)

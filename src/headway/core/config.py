@@ -51,9 +51,9 @@ class ServeConfig:
     policy: Policy = setting("headway", "who runs next: by deadline, or first come first served", choices=("headway", "fcfs"))
     threads: int = setting(0, "compute threads; 0 = all cores", minimum=0, maximum=1024)
     kv_memory_bytes: int = setting(512 * MIB, "memory for KV pages", name="kv-memory", parse=parse_bytes, minimum=MIB, metavar="SIZE")
-    kv_dtype: str = setting("", "type of stored keys and values instead of the accuracy mode's", choices=("", "f16", "bf16", "f32"))
+    kv_dtype: str = setting("", "type of stored keys and values instead of the accuracy mode's", choices=("", "f16", "bf16"))
     context_tokens: int = setting(0, "longest prompt + answer; 0 = the model's", minimum=0, maximum=1 << 24)
-    page_tokens: int = setting(16, "tokens of one KV page", minimum=8, maximum=256)
+    page_tokens: int = setting(16, "tokens of one KV page", minimum=16, maximum=256)
     max_open_requests: int = setting(256, "requests open at once; more get 429", minimum=1, maximum=1 << 20)
     max_body_bytes: int = setting(
         8 * MIB, "largest request body; larger ones get 413", name="max-body", parse=parse_bytes, minimum=1024, metavar="SIZE"
