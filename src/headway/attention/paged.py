@@ -1,7 +1,7 @@
 """PagedAttention: the two operations of a step program that touch keys and values, for one head geometry.
 
 `append` rotates queries in place and writes rotated keys and values to their pages; `attend` reads pages through block tables. Which rows
-attend to what is laid out natively at the start of an iteration (kernels.cpu.control.lay_out_items): tiles of TILE_TOKENS query tokens of a prompt,
+attend to what is laid out natively at the start of an iteration (kernels.cpu.control.lay_out_items): tiles of TILE_TOKENS prompt tokens,
 or one split of SPLIT_TOKENS keys each of a single row with a long context.
 """
 

@@ -53,7 +53,7 @@ def serve(config: ServeConfig) -> int:
             return asyncio.run(serve_on(listener, {model.name: model}, config, _start_local))
     except HeadwayError as error:
         print(f"headway serve: {error}", file=sys.stderr)
-        return 1
+        return 2
 
 
 async def _start_local(config: ServeConfig, on_progress: Callable[[str, float], None]) -> Any:
