@@ -193,9 +193,9 @@ class Engine:
         news = []
         for spec in self.spec.models:
             law: IterationLaw = self.view.models[spec.model].law
-            now = (law.predict_s(1, 512, (), 1), law.predict_s(0, 0, ((64, 0),), 1))
-            fitted = self._models[spec.model].law or law
-            told = self._told.setdefault(spec.model, (fitted.predict_s(1, 512, (), 1), fitted.predict_s(0, 0, ((64, 0),), 1)))
+            now = _samples(law)
+            fitted = self._models[spec.model].law
+            told = self._told.get(spec.model, _samples(fitted) if fitted is not None else (0.0, 0.0))
             if any(abs(a - b) > LAW_NEWS_SHARE * b for a, b in zip(now, told, strict=True)):
                 self._told[spec.model] = now
                 news.append(messages.LawUpdate(spec.laws[KIND], law.to_params()))
@@ -381,3 +381,8 @@ class Engine:
             pages=self.pages(),
             kv_read_tokens=kv_read_tokens,
         )
+
+
+def _samples(law: IterationLaw) -> tuple[float, float]:
+    """What a law says of a token and of a chunk of a prompt, seconds: two numbers to see it move by."""
+    return law.predict_s(1, 512, (), 1), law.predict_s(0, 0, ((64, 0),), 1)
