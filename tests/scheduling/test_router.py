@@ -41,6 +41,16 @@ def test_a_named_promise_no_idle_engine_could_keep_is_shed_at_once_with_one_that
     assert isinstance(again[0], Dispatch)
 
 
+def test_a_law_that_refuses_everything_is_put_to_the_test_now_and_then() -> None:
+    state = ready()
+    slo = Slo(0.5, 0.05)  # a 600-token prompt takes about a second by the law: refused, unless nothing else runs and it is time for a try
+    assert isinstance(arrive(state, 1, 600, slo)[0], Dispatch)
+    router.step(state, 1, Cancel(1, "test"))
+    assert isinstance(arrive(state, 2, 600, slo, now_ns=2)[0], Shed)
+    assert isinstance(arrive(state, 3, 600, slo, now_ns=6_000_000_000)[0], Dispatch)
+    assert isinstance(arrive(state, 4, 600, slo, now_ns=20_000_000_000)[0], Shed)  # not idle
+
+
 def test_a_default_promise_that_cannot_be_kept_is_downgraded_not_refused() -> None:
     commands = arrive(ready(), 1, 2000, Slo())
     assert commands[0] == Downgrade(1, "batch")

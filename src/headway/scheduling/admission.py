@@ -6,7 +6,7 @@ PolyServe's separate ADMIT tests (specs/scheduling.md section 4) for an engine t
 from dataclasses import dataclass
 
 from headway.scheduling import learned
-from headway.scheduling.kernels import IDLE_PACE_NS, clip_margin, pages_for, sustained_prefill, whole_life_margin
+from headway.scheduling.kernels import HOPELESS, IDLE_PACE_NS, clip_margin, pages_for, sustained_prefill, whole_life_margin
 from headway.scheduling.messages import Quote
 from headway.scheduling.state import EngineState, RequestState, RouterState
 
@@ -55,6 +55,15 @@ def admissible(state: RouterState, engine: EngineState, request: RequestState, t
     """Whether an idle engine could keep this promise."""
     ttft_s, pace_s = idle_forecast_s(state, engine, request)
     return (ttft_ns < 0 or ttft_s * 1e9 <= ttft_ns) and (tpot_ns < 0 or pace_s * 1e9 <= tpot_ns)
+
+
+def worth_a_try(state: RouterState, engine: EngineState, request: RequestState) -> bool:
+    """An idle engine, and a promise that a law wrong by less than `HOPELESS` would allow."""
+    if state.on(engine.engine_id) or not has_memory(state, engine, request):
+        return False
+    ttft_s, pace_s = idle_forecast_s(state, engine, request)
+    ttft_ok = request.ttft_ns < 0 or ttft_s * 1e9 <= HOPELESS * request.ttft_ns
+    return ttft_ok and (request.tpot_ns < 0 or pace_s * 1e9 <= HOPELESS * request.tpot_ns)
 
 
 def forecast(state: RouterState, engine: EngineState, request: RequestState, now_ns: int) -> Forecast:

@@ -9,8 +9,13 @@ TILE_TOKENS = 8
 # Longest iteration when no running decode sets the pace. A request that arrives in the middle of it waits at most this long: a fifth of
 # the tightest time to first token in use (0.3 s); the fixed cost of an iteration (about 5 ms on a laptop-class core) stays under a tenth.
 IDLE_PACE_NS = 60_000_000
-# The learned margin is trusted inside these bounds: below 1 it would promise luck, above 1.6 little work would be done at all.
-MARGIN_LOW, MARGIN_HIGH = 1.0, 1.6
+# The learned margin is trusted inside these bounds. Below 1 it says that the law was measured on a busier machine: 95 % of iterations were
+# faster; above 1.6 little work would be done at all.
+MARGIN_LOW, MARGIN_HIGH = 0.5, 1.6
+# What is refused is never measured: so that a law measured on a busy machine cannot refuse for ever, an idle engine tries a promise that
+# the law calls inadmissible this often, unless it looks hopeless even at a third of the predicted time.
+TRY_EVERY_NS = 5_000_000_000
+HOPELESS = 3.0
 
 # Used only until a law is known: a slow laptop, so that the first iterations are short.
 GUESSED_LAW = IterationLaw(c_host_s=0.005, d1=1e-3, d2=1e-7, p1=1e-3, made_by="guess")

@@ -9,7 +9,7 @@ downgraded to the next class if the client had not asked for it. One that could 
 from headway.core.law import IterationLaw
 from headway.core.slo import class_default, looser, resolve
 from headway.scheduling import admission, learned
-from headway.scheduling.kernels import IDLE_PACE_NS
+from headway.scheduling.kernels import IDLE_PACE_NS, TRY_EVERY_NS
 from headway.scheduling.messages import (
     Abort,
     Arrive,
@@ -198,7 +198,12 @@ def _place(state: RouterState, now_ns: int, request: RequestState, commands: lis
 def _place_by_promise(state: RouterState, now_ns: int, request: RequestState, engines: list[EngineState], commands: list[Command]) -> None:
     while not request.idle_only and not any(admission.admissible(state, e, request, request.ttft_ns, request.tpot_ns) for e in engines):
         if request.asked:
-            _shed(state, request, "inadmissible", commands, engines, now_ns)
+            idle = next((e for e in engines if admission.worth_a_try(state, e, request)), None)
+            if idle is not None and (state.tried_ns < 0 or now_ns - state.tried_ns >= TRY_EVERY_NS):
+                state.tried_ns = now_ns
+                _dispatch(state, request, idle, commands)
+            else:
+                _shed(state, request, "inadmissible", commands, engines, now_ns)
             return
         _downgrade(request, commands)
     if request.idle_only:

@@ -79,6 +79,7 @@ class RouterState:
     laws: dict[str, IterationLaw] = field(default_factory=dict)
     lengths: ForgetfulHistogram = field(default_factory=learned.new_lengths)
     typical_length: int = learned.LENGTH_COLD_TOKENS
+    tried_ns: int = -1
 
     def refresh_length(self) -> None:
         self.typical_length = learned.expected_length(self.lengths, PROMISE_QUANTILE, 1 << 30)
@@ -123,6 +124,7 @@ class RouterState:
             ],
             "laws": [[law_id, law.to_params()] for law_id, law in self.laws.items()],
             "lengths": self.lengths.to_plain(),
+            "tried_ns": self.tried_ns,
         }  # fmt: skip
 
     @staticmethod
@@ -148,6 +150,7 @@ class RouterState:
         for law_id, params in cast("list[tuple[str, dict[str, object]]]", plain["laws"]):
             state.laws[law_id] = IterationLaw.from_params(params)
         state.lengths = ForgetfulHistogram.from_plain(cast("list[object]", plain["lengths"]))
+        state.tried_ns = cast(int, plain["tried_ns"])
         state.refresh_length()
         return state
 
