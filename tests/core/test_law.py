@@ -86,3 +86,21 @@ def test_correction_follows_a_slower_machine_and_sounds_the_alarm() -> None:
     assert correction.corrected(law).predict_s(*shape) == pytest.approx(1.4 * law.predict_s(*shape), rel=0.03)
     assert correction.alarm
     assert OnlineCorrection.from_plain(correction.to_plain()) == correction
+
+
+def test_a_law_that_overrates_the_context_is_corrected_and_never_driven_further_off() -> None:
+    """The law a server measured beside a busy neighbour on 2 vCPUs, and what it then ran: two growing streams, 8.7 ms an iteration.
+
+    One of c_host and s reaches its bound early; with its share of each step lost, the other drifted: predictions stayed 2.4 times too long.
+    """
+    law = IterationLaw(c_host_s=0.00266, d0=0.00536, d1=0.00243, d2=2.6e-5, p0=0.0234, p1=0.0032)
+    correction = OnlineCorrection.of(law)
+    for _ in range(10):
+        correction.observe(law.bare_s(0, 0, [(8, 0)]), 0.020)
+    ratios = []
+    for _ in range(4):
+        for context in range(20, 300):
+            bare_s = law.bare_s(2, 2 * context)
+            ratios.append(0.0087 / correction.corrected(law).predict_s(2, 2 * context))
+            correction.observe(bare_s, 0.0087)
+    assert 0.75 <= sum(ratios[-280:]) / 280 <= 1.25

@@ -14,7 +14,9 @@ from headway.core.errors import EngineDied, Locked, ModelError
 from headway.fleet import link as links
 from headway.fleet.journal_records import Finish, unpack
 from headway.fleet.local import LocalFleet
+from headway.fleet.replay import replay
 from headway.fleet.ticket import EngineBusy, Refused
+from headway.scheduling.kernels import GUESSED_LAW
 from tests.fleet.engine_double import FACTORY, HANG, KILL, STEP_S
 from tests.fleet.support import fleet_of, request, tokens_of
 
@@ -47,6 +49,16 @@ async def test_tokens_come_in_order_and_the_counters_return_to_zero(tmp_path):
         assert fleet.models()[0]["model"] == "double" and fleet.health() == (True, "ok")
         assert_nothing_stuck(fleet)
     assert {record.reason for record in finishes(tmp_path).values()} == {"finished"}
+
+
+async def test_the_router_learns_how_fast_the_engine_really_is(tmp_path):
+    """A law far from the truth (here the guess an engine starts from) must not decide for ever what is refused."""
+    async with fleet_of(tmp_path, policy="headway") as fleet:
+        await tokens_of(fleet.submit(request([1, 2, 3], 300)))
+        await tokens_of(fleet.submit(request([1, 2, 3], 1)))
+        law = fleet._state.laws["double/generate"]
+        assert law.predict_s(1, 300, (), 1) < 0.7 * GUESSED_LAW.predict_s(1, 300, (), 1)
+    assert replay(tmp_path).identical
 
 
 async def test_a_second_prompt_with_the_same_beginning_arrives_as_cached(tmp_path):

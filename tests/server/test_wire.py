@@ -173,7 +173,18 @@ def test_64_streams_at_once(server: Running) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b"null", b'{"a":1}x', b"\xff\xfe", b'{"messages":' + b"[" * 65 + b"]" * 65 + b"}", b"[" * 50_000]
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"a":1}x',
+        b"\xff\xfe",
+        b'{"messages":"\xff"}',
+        b'{"x":' + b"[" * 64 + b"]" * 64 + b',"messages":[{"role":"user","content":"65 levels"}]}',
+        b"[" * 50_000,
+    ],
 )
 def test_malformed_bodies(server: Running, body: bytes) -> None:
     reply = post(server, body)

@@ -305,15 +305,31 @@ class OnlineCorrection:
         px1 = self.p01 * x0 + self.p11 * x1
         gain = FORGET + x0 * px0 + x1 * px1
         k0, k1 = px0 / gain, px1 / gain
-        self.c_host_s = min(max(self.c_host_s + k0 * error, 0.0), self.fitted_c_host_s + 0.010)
-        self.s = min(max(self.s + k1 * error, 0.5 * self.fitted_s), 2.0 * self.fitted_s)
-        # Bounded: with one unchanging shape forgetting alone would let the unseen direction grow without limit.
-        self.p00 = min((self.p00 - k0 * px0) / FORGET, 1e-3)
-        self.p11 = min((self.p11 - k1 * px1) / FORGET, 4.0 * self.fitted_s**2)
-        self.p01 = (self.p01 - k0 * px1) / FORGET
-        bound = math.sqrt(max(self.p00 * self.p11, 0.0)) * 0.999
-        self.p01 = min(max(self.p01, -bound), bound)
+        c_host_s, s = self._bounded(self.c_host_s + k0 * error, self.s + k1 * error)
+        if c_host_s != self.c_host_s + k0 * error:
+            # At its bound c_host cannot take its share of the step, and the other share alone may point away from what was seen (measured:
+            # predictions grew to 2.5x): s is then fitted by itself.
+            gain = FORGET + x1 * x1 * self.p11
+            _, s = self._bounded(c_host_s, self.s + self.p11 * x1 / gain * (actual_s - c_host_s - self.s * bare_s) / predicted)
+            self.p11 = min(self.p11 / gain, 4.0 * self.fitted_s**2)
+            self.p01 = 0.0
+        elif s != self.s + k1 * error:
+            gain = FORGET + x0 * x0 * self.p00
+            c_host_s, _ = self._bounded(self.c_host_s + self.p00 * x0 / gain * (actual_s - self.c_host_s - s * bare_s) / predicted, s)
+            self.p00 = min(self.p00 / gain, 1e-3)
+            self.p01 = 0.0
+        else:
+            # Bounded: with one unchanging shape forgetting alone would let the unseen direction grow without limit.
+            self.p00 = min((self.p00 - k0 * px0) / FORGET, 1e-3)
+            self.p11 = min((self.p11 - k1 * px1) / FORGET, 4.0 * self.fitted_s**2)
+            self.p01 = (self.p01 - k0 * px1) / FORGET
+            bound = math.sqrt(max(self.p00 * self.p11, 0.0)) * 0.999
+            self.p01 = min(max(self.p01, -bound), bound)
+        self.c_host_s, self.s = c_host_s, s
         self.drift += (error - self.drift) * 0.01
+
+    def _bounded(self, c_host_s: float, s: float) -> tuple[float, float]:
+        return min(max(c_host_s, 0.0), self.fitted_c_host_s + 0.010), min(max(s, 0.5 * self.fitted_s), 2.0 * self.fitted_s)
 
     @property
     def alarm(self) -> bool:

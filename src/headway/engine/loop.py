@@ -50,6 +50,7 @@ class SteppedEngine(Protocol):
     def step(self, now_ns: int, clock: Callable[[], int]) -> tuple[list[wire.Output], Report] | None: ...
     def view_plain(self) -> Any: ...
     def law_updates(self) -> list[LawUpdate]: ...
+    def law_news(self) -> list[LawUpdate]: ...
     def close(self) -> None: ...
 
 
@@ -131,10 +132,11 @@ class EngineLoop:
         self._seq += 1
         report = replace(report, engine_id=self._engine_id, boot=self._boot, seq=self._seq, applied_seq=self._applied_seq)
         stepped = Stepped(msgspec.Raw(encode(report)), self._take_tape())
+        news = self._engine.law_news()
         if outputs:
-            self._channel.send(Outputs(outputs), stepped)
+            self._channel.send(Outputs(outputs), stepped, *news)
         else:
-            self._channel.send(stepped)
+            self._channel.send(stepped, *news)
 
     def _send_view(self) -> None:
         """What the tape holds by now happened before this view, so the pair starts a new tape."""

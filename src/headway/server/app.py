@@ -255,7 +255,7 @@ class Front:
         raw = await exchange.body(self.config.max_body_bytes)
         try:
             parsed = msgspec.json.decode(raw)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:  # the latter for a string that is no UTF-8
             raise InvalidRequest(f"the body is not valid JSON: {error}") from None
         except RecursionError:
             raise InvalidRequest(f"the JSON body is nested deeper than {fields.JSON_DEPTH} levels") from None

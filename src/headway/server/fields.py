@@ -94,7 +94,7 @@ def check_depth(raw: bytes, parsed: object) -> None:
     if raw.count(b"[") + raw.count(b"{") <= JSON_DEPTH:
         return
     level: list[Any] = [parsed]
-    for _ in range(JSON_DEPTH + 1):
+    for _ in range(JSON_DEPTH):
         deeper: list[Any] = []
         for item in level:
             if type(item) is dict:
