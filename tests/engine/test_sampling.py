@@ -36,8 +36,10 @@ def draws(row, sampling, n):
 @pytest.mark.parametrize("spread", [0.01, 1.0, 6.0])
 @pytest.mark.parametrize(
     "kind",
-    [{}, {"top_k": 3}, {"top_p": 0.6}, {"min_p": 0.2}, {"top_p": 0.05}, {"top_p": 0.9, "min_p": 0.5}]
-    + [{"top_k": 40, "top_p": 0.8, "min_p": 0.01}, {"top_k": 900}],
+    [
+        *({}, {"top_k": 3}, {"top_p": 0.6}, {"min_p": 0.2}, {"top_p": 0.05}, {"top_p": 0.9, "min_p": 0.5}),
+        *({"top_k": 40, "top_p": 0.8, "min_p": 0.01}, {"top_k": 900}),
+    ],
 )
 def test_draws_follow_the_oracle(vocab, spread, kind):
     row = (np.random.default_rng(vocab).normal(size=vocab) * spread).astype(np.float32)

@@ -69,7 +69,7 @@ class Sampler:
     def sample(self, row: Float32, best: int, sampling: Sampling, position: int) -> int:
         """The token at `position` (that of the token being drawn). `best` is the row's argmax. Raises BadLogits."""
         peak = float(row[best])
-        if not np.isfinite(peak):
+        if not math.isfinite(peak):
             raise BadLogits(f"the largest logit is {peak}: the model's arithmetic broke down; try --accuracy exact")
         if sampling.temperature == 0:
             return best
@@ -92,7 +92,7 @@ class Sampler:
     def logprobs(self, row: Float32, best: int, token: int, top: int) -> TokenLogprobs:
         """Raw natural log-probabilities (before temperature and filters) of `token` and the `top` best."""
         peak = float(row[best])
-        if not np.isfinite(peak):
+        if not math.isfinite(peak):
             raise BadLogits(f"the largest logit is {peak}: the model's arithmetic broke down; try --accuracy exact")
         self._exponentials(row, peak, 1.0)
         log_total = peak + float(np.log(self._column_sums().sum()))
