@@ -1,7 +1,7 @@
-"""utime + stime of front and engine, minus what was computed inside the step call, per token, over >= 5,000 tokens at 16 streams.
+"""utime + stime of front and engine, minus CPU inside the step call, per token, over >= 5,000 tokens at 16 streams.
 
-Inside the step call: all CPU of the engine's helper threads, and the wall time of the step (`dt_ns` of the journal's Reports) for its main
-thread. That wall time contains composing and sampling, so this line leaves those two out; it is exact only when the machine is quiet.
+CPU inside the step call is `execute_cpu_s` of /stats: thread CPU of all threads inside the step program, exact while the engine is idle.
+Composing and sampling are outside it, so they are part of the overhead.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import time
 
 from benchmarks.quiet import repeat
 from benchmarks.rows import Row, finish, header, parser
-from benchmarks.servers import Server, cpu_s, headway, reports, run_and_wait_ns
+from benchmarks.servers import Server, cpu_s, headway
 from headway.bench import prompts
 from headway.bench.client import Call, Endpoint
 from headway.bench.outcome import RequestRow
@@ -34,15 +34,20 @@ async def _streams(server: Server) -> int:
     return sum(call.row.usage_tokens or len(call.row.token_ns) for call in calls)
 
 
-def _once(server: Server) -> tuple[int, float, float, tuple[int, int]]:
-    """(tokens, CPU-s of the front, CPU-s of the engines' main threads, window)."""
-    front, *engines = server.pids
-    begin_ns = time.monotonic_ns()
-    before = cpu_s(front), sum(run_and_wait_ns(pid)[pid][0] for pid in engines)
+def _cpu(server: Server, engines: list[int]) -> tuple[float, float, float]:
+    """CPU-s so far of the front, of the engines, and of these inside the step call; the engines are idle."""
+    inside = float(server.get("/stats")["execute_cpu_s"])
+    return cpu_s(server.pid), sum(cpu_s(pid) for pid in engines), inside
+
+
+def _once(server: Server) -> tuple[int, float, float, float]:
+    """(tokens, CPU-s of the front, CPU-s of the engines, of these inside the step call)."""
+    engines = server.pids[1:]
+    before = _cpu(server, engines)
     tokens = asyncio.run(_streams(server))
     time.sleep(0.2)
-    after = cpu_s(front), sum(run_and_wait_ns(pid)[pid][0] for pid in engines)
-    return tokens, after[0] - before[0], (after[1] - before[1]) / 1e9, (begin_ns, time.monotonic_ns())
+    front_s, engine_s, inside_s = (after - start for after, start in zip(_cpu(server, engines), before, strict=True))
+    return tokens, front_s, engine_s, inside_s
 
 
 def main() -> int:
@@ -54,13 +59,10 @@ def main() -> int:
     with headway() as server:
         asyncio.run(_streams(server))  # warm
         done = repeat(options.repeats, lambda _: _once(server), any_noise=options.any_noise)
-        port = server.port
-    steps = [(report.now_ns, report.dt_ns) for report in reports(port)]
     costs = []
-    for tokens, front_s, main_s, (begin, end) in done.kept or done.noisy:
-        inside_s = sum(dt for at, dt in steps if begin <= at <= end) / 1e9
-        costs.append((front_s + max(0.0, main_s - inside_s)) / tokens * 1e3)
-        parts = f"front {front_s:.2f} CPU-s, engine main thread {main_s:.2f}, of which steps {inside_s:.2f}"
+    for tokens, front_s, engine_s, inside_s in done.kept or done.noisy:
+        costs.append((front_s + engine_s - inside_s) / tokens * 1e3)
+        parts = f"front {front_s:.2f} CPU-s, engine {engine_s:.2f}, of which inside the step call {inside_s:.2f}"
         print(f"  {tokens} tokens: {parts}: {costs[-1]:.3f} ms a token")
     judged = done.measurable and not options.any_noise
     worst = max(costs)

@@ -1,5 +1,6 @@
 """The step program on random tiny models: right against float64, a row's bits independent of what is beside it (DESIGN.md section 5)."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -168,3 +169,21 @@ def test_a_type_without_a_kernel_is_named(folder: Path) -> None:
     model = open_model(tiny(folder, "q5", weight_type="Q5_0"))
     with pytest.raises(ModelError, match="Q4_1"):
         PackedWeights(model.config, model.file.tensors)
+
+
+def test_cpu_inside_execute_is_that_of_the_caller_and_of_all_helpers(folder):
+    built = build(tiny(folder, "clocked", **SHAPES["gqa"]), threads=2, pages=8)
+    try:
+        work, _ = batch([Span(0, 0, range(60))], np.arange(8, dtype=np.int32).reshape(1, 8))
+        told_s, before_s, wall_s = built.team.cpu_s(), time.process_time(), time.monotonic()
+        for _ in range(50):
+            built.program.execute(work)
+        wall_s, spent_s = time.monotonic() - wall_s, time.process_time() - before_s
+        inside_s = built.team.cpu_s() - told_s
+        assert 0.5 * spent_s < inside_s <= spent_s + 0.01 and inside_s <= 2 * wall_s + 0.01
+        idle_s = built.team.cpu_s()
+        sum(range(1_000_000))  # work of the caller's that is no iteration
+        assert built.team.cpu_s() - idle_s < 0.005
+    finally:
+        built.team.close()
+    assert built.team.cpu_s() >= told_s + inside_s

@@ -35,7 +35,11 @@ def draws(row, sampling, n):
 @pytest.mark.parametrize("vocab", [5, 1024, 3000])
 @pytest.mark.parametrize("spread", [0.01, 1.0, 6.0])
 @pytest.mark.parametrize(
-    "kind", [{}, {"top_k": 3}, {"top_p": 0.6}, {"min_p": 0.2}, {"top_k": 40, "top_p": 0.8, "min_p": 0.01}, {"top_k": 900}]
+    "kind",
+    [
+        *({}, {"top_k": 3}, {"top_p": 0.6}, {"min_p": 0.2}, {"top_p": 0.05}, {"top_p": 0.9, "min_p": 0.5}),
+        *({"top_k": 40, "top_p": 0.8, "min_p": 0.01}, {"top_k": 900}),
+    ],
 )
 def test_draws_follow_the_oracle(vocab, spread, kind):
     row = (np.random.default_rng(vocab).normal(size=vocab) * spread).astype(np.float32)
@@ -63,6 +67,33 @@ def test_the_nucleus_is_the_smallest_set_with_the_mass_and_holds_the_crossing_to
     for top_p, ids in ((0.4, {0}), (0.6, {0, 1}), (0.81, {0, 1, 2}), (0.999, {0, 1, 2, 3})):
         counts = draws(row, Sampling(1, temperature=1.0, top_p=top_p), 400)
         assert set(np.flatnonzero(counts)) == ids
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 6.0, 60.0])
+@pytest.mark.parametrize("temperature", [0.01, 0.7, 30.0])
+def test_a_bound_is_never_below_its_weight_and_at_most_6_3_percent_above(spread, temperature):
+    row = (np.random.default_rng(1).normal(size=3000) * spread + 40).astype(np.float32)
+    row[7] = -np.inf
+    sampler, peak, scale = Sampler(len(row)), float(row.max()), 1 / temperature
+    sums = sampler._bound(row, peak, scale)
+    weights, bounds = np.exp((row.astype(np.float64) - peak) * scale), sampler._bounds.astype(np.float64)
+    assert bounds[7] == 0 and (bounds[weights < 2.0**-127] == 0).all()
+    kept = weights > 2.0**-125
+    assert (bounds * (1 + 2.0**-10) >= weights)[kept].all() and (bounds <= 1.063 * weights)[kept].all()
+    assert sums.sum() == pytest.approx(bounds.sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("levels", [0, 30])
+@pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.999])
+def test_a_token_is_in_the_nucleus_when_those_before_it_have_less_than_the_mass(top_p, levels):
+    row = (np.random.default_rng(2).normal(size=2000) * 2).astype(np.float32)
+    if levels:  # many equal logits: the lower id comes first
+        row = np.round(row * levels / 8).astype(np.float32)
+    sampler, peak, scale = Sampler(len(row)), float(row.max()), 1 / 0.8
+    bound = float(sampler._bound(row, peak, scale).sum(dtype=np.float64))
+    found = [sampler._in_nucleus(row, peak, scale, bound, top_p, token) for token in range(len(row))]
+    wanted = oracle(row, Sampling(1, temperature=0.8, top_p=top_p)) > 0
+    assert np.count_nonzero(found != wanted) <= 1  # the border, by float32 rounding of the total
 
 
 def test_greedy_is_the_lowest_id_among_equals():

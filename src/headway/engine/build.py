@@ -34,6 +34,9 @@ class LoadedEngine(Engine):
     def loaded(self) -> LoadedModel:
         return self._loaded
 
+    def execute_cpu_s(self) -> float:
+        return self._loaded.team.cpu_s()
+
     def close(self) -> None:
         super().close()
         self._loaded.close()

@@ -70,6 +70,9 @@ class Engine:
         self.engine_id = engine_id
         self.tape: list[tuple[int, object]] | None = None
         self.iterations = 0
+        self.boot = 0
+        self.applied_seq = 0
+        """both as every report says them; whoever joins the engine to a channel sets them"""
         self._models = models
         self._residents = {
             name: Resident(name, model.program, model.stop_ids, model.accuracy, model.kv_dtype, max_sequences)
@@ -200,6 +203,10 @@ class Engine:
                 self._told[spec.model] = now
                 news.append(messages.LawUpdate(spec.laws[KIND], law.to_params()))
         return news
+
+    def execute_cpu_s(self) -> float:
+        """CPU seconds of all threads inside the programs' `execute` so far; 0 when nobody counts them: who owns the threads does."""
+        return 0.0
 
     def view_plain(self) -> Any:
         """The view as plain JSON-able data."""
@@ -364,9 +371,9 @@ class Engine:
         failed, self._failed = self._failed, []
         return Report(
             engine_id=self.engine_id,
-            boot=0,
+            boot=self.boot,
             seq=self._seq,
-            applied_seq=0,
+            applied_seq=self.applied_seq,
             now_ns=now_ns,
             iteration=self.iterations,
             dt_ns=dt_ns,

@@ -71,6 +71,12 @@ class Stepped(msgspec.Struct, frozen=True, array_like=True):
     tape: msgspec.Raw
 
 
+class Usage(msgspec.Struct, frozen=True, array_like=True):
+    """CPU seconds of all threads inside the step program since this engine started; every second of work and at its end."""
+
+    execute_cpu_s: float
+
+
 class ViewFrame(msgspec.Struct, frozen=True, array_like=True):
     """The engine's view as plain data, valid after every tape sent before it."""
 
@@ -101,6 +107,7 @@ KINDS: dict[int, tuple[int, type[Any]]] = {
     24: (REPORTS, LawUpdate),
     25: (REPORTS, Stepped),
     26: (REPORTS, ViewFrame),
+    27: (REPORTS, Usage),
     40: (DATA, Submit),
     41: (DATA, Outputs),
 }

@@ -1,6 +1,6 @@
 """The engine's one loop: drain frames, one iteration, send its outputs and report in one write; idle = poll.
 
-Everything that decides is in `Engine`; this joins it to the channel, numbers its reports and hands over its tapes.
+Everything that decides is in `Engine`; this joins it to the channel and hands over its tapes.
 """
 
 import importlib
@@ -8,7 +8,6 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Protocol
 
 import msgspec
@@ -24,6 +23,7 @@ from headway.engine.frames import (
     Progress,
     Stepped,
     Stop,
+    Usage,
     ViewFrame,
     WantView,
     encode,
@@ -33,21 +33,26 @@ from headway.scheduling.messages import Abort, Dispatch, Downgrade, EngineSpec, 
 
 FACTORY = "headway.engine.build:build_engine"
 EXIT_FRONT_GONE, EXIT_FAILED = 3, 4
+USAGE_S = 1.0
 _NO_TAPE = msgspec.Raw(encode([]))
 
 Command = Abort | Downgrade | Relegate | Pace | LawUpdate
 
 
 class SteppedEngine(Protocol):
-    """What this loop needs of `engine.engine.Engine`. `tape`, when a list, receives (now_ns, change or Iteration) in order."""
+    """What this loop needs of `engine.engine.Engine`. Reports say `boot` and `applied_seq` as set here. `tape`, when a list, receives
+    (now_ns, change or Iteration) in order."""
 
     spec: EngineSpec
+    boot: int
+    applied_seq: int
     tape: list[tuple[int, object]] | None
 
     def submit(self, submit: wire.Submit, dispatch: Dispatch) -> None: ...
     def abort(self, id: int, why: str) -> None: ...
     def apply(self, command: Command) -> None: ...
     def step(self, now_ns: int, clock: Callable[[], int]) -> tuple[list[wire.Output], Report] | None: ...
+    def execute_cpu_s(self) -> float: ...
     def view_plain(self) -> Any: ...
     def law_updates(self) -> list[LawUpdate]: ...
     def law_news(self) -> list[LawUpdate]: ...
@@ -66,11 +71,11 @@ class EngineLoop:
         self._engine_id = engine_id
         self._boot = boot
         self._record = record
-        self._applied_seq = 0
-        self._seq = 0
         self._submits: dict[int, wire.Submit] = {}
         self._dispatches: dict[int, Dispatch] = {}
         self._view_wanted = False
+        self._usage_due_s: float | None = None
+        engine.boot = boot
         engine.tape = [] if record else None
 
     def run(self) -> None:
@@ -93,6 +98,7 @@ class EngineLoop:
             if self._view_wanted:
                 self._view_wanted = False
                 self._send_view()
+            self._tell_usage(stepped is not None)
             if stepped is None:
                 channel.wait(None)
 
@@ -105,7 +111,7 @@ class EngineLoop:
             else:
                 self._engine.submit(message, dispatch)
             return
-        self._applied_seq = number
+        self._engine.applied_seq = number
         if kind is Dispatch:
             submit = self._submits.pop(message.id, None)
             if submit is None:
@@ -129,14 +135,22 @@ class EngineLoop:
         return raw
 
     def _send(self, outputs: list[wire.Output], report: Report) -> None:
-        self._seq += 1
-        report = replace(report, engine_id=self._engine_id, boot=self._boot, seq=self._seq, applied_seq=self._applied_seq)
         stepped = Stepped(msgspec.Raw(encode(report)), self._take_tape())
         news = self._engine.law_news()
         if outputs:
             self._channel.send(Outputs(outputs), stepped, *news)
         else:
             self._channel.send(stepped, *news)
+
+    def _tell_usage(self, worked: bool) -> None:
+        """About once in USAGE_S while there is work, and before the engine falls idle."""
+        due_s = self._usage_due_s
+        if due_s is None:
+            if worked:
+                self._usage_due_s = time.monotonic() + USAGE_S
+        elif not worked or time.monotonic() >= due_s:
+            self._usage_due_s = None
+            self._channel.send(Usage(self._engine.execute_cpu_s()))
 
     def _send_view(self) -> None:
         """What the tape holds by now happened before this view, so the pair starts a new tape."""

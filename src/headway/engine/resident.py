@@ -90,9 +90,10 @@ class Resident:
         """Finds pages for the ordered rows; decodes first. Whoever finds none waits for the next iteration."""
         plan = Plan()
         for sequence in decode[: self.max_sequences]:
-            if sequence.rows_left != 1 or not sequence.emitted:
+            rows = len(sequence.tokens)
+            if rows - sequence.computed != 1 or rows == sequence.prompt_tokens:
                 raise ViewMismatch(f"sequence {sequence.id} was ordered to decode with {sequence.rows_left} rows left; it needs prefill")
-            if self._cover(sequence, len(sequence.tokens)):
+            if rows <= len(sequence.pages) * self.page_tokens or self._cover(sequence, rows):
                 plan.decode.append(sequence)
             else:
                 plan.starved = True
@@ -131,8 +132,14 @@ class Resident:
             return outputs
         logits = self.program.logits[:drawing]
         best: list[int] = logits.argmax(axis=1).tolist()
+        page_tokens = self.page_tokens
         for index, sequence in enumerate(plan.decode):
-            self._advance(sequence, 1)
+            if (sequence.computed + 1) % page_tokens:
+                sequence.computed += 1
+                if sequence.computed > sequence.settled:
+                    sequence.settled = sequence.computed
+            else:  # a page became full
+                self._advance(sequence, 1)
             outputs.append(self._draw(sequence, logits[index], best[index]))
         index = len(plan.decode)
         for span in plan.spans:
@@ -311,13 +318,14 @@ class Resident:
 
     def _draw(self, sequence: Sequence, row: Float32, best: int) -> Output:
         position = len(sequence.tokens)
+        emitted = position - sequence.prompt_tokens
         sampling = sequence.sampling
         if sequence.max_tokens == 0:
             return self._output(sequence, [], finish="length")
         logprobs = None
         try:
             # BadLogits for NaN: argmax finds the first one.
-            if sampling.min_tokens > sequence.emitted:
+            if sampling.min_tokens > emitted:
                 token = self._draw_before_stop(sequence, row)
             else:
                 token = self._sampler.sample(row, best, sampling, position)
@@ -329,8 +337,8 @@ class Resident:
             return self._output(sequence, [], finish="stop", stop_id=token)
         sequence.tokens.append(token)
         sequence.classes.append(GENERATED)
-        finish = "length" if sequence.emitted >= sequence.max_tokens else ""
-        return self._output(sequence, [token], logprobs, finish=finish)
+        finish = "length" if emitted + 1 >= sequence.max_tokens else ""
+        return self._output(sequence, [token], logprobs, finish)
 
     def _draw_before_stop(self, sequence: Sequence, row: Float32) -> int:
         """Stop tokens are out of reach until `min_tokens`; the row's raw values are put back for the log-probs."""
@@ -344,7 +352,7 @@ class Resident:
 
     @staticmethod
     def _output(
-        sequence: Sequence, token_ids: list[int], logprobs: list[TokenLogprobs] | None = None, *, finish: str, stop_id: int | None = None
+        sequence: Sequence, token_ids: list[int], logprobs: list[TokenLogprobs] | None = None, finish: str = "", stop_id: int | None = None
     ) -> Output:
         scores = None
         if sequence.prompt_scores is not None:

@@ -50,9 +50,10 @@ class TokenLogprobs:
     top: list[tuple[int, float]] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Output:
-    """Tokens sampled for one sequence in one iteration, in order. `finish`: "" while running, else stop | length | abort | error.
+    """Tokens sampled for one sequence in one iteration, in order. Not frozen: there is one a token, and that would make it three times as
+    dear. `finish`: "" while running, else stop | length | abort | error.
 
     `stop_id` says which stop token ended it (it is not in `token_ids`). `prompt_logprobs` arrives once, with the first token
     (its first entry is None).

@@ -16,7 +16,7 @@ from headway.core import paths
 from headway.core.config import ServeConfig
 from headway.core.errors import DurabilityLost, EngineDied, HeadwayError
 from headway.engine import wire
-from headway.engine.frames import EngineSettings, Outputs, Stepped, ViewFrame, WantView, decode_report
+from headway.engine.frames import EngineSettings, Outputs, Stepped, Usage, ViewFrame, WantView, decode_report
 from headway.fleet.journal import KeyedHash, RouterJournal
 from headway.fleet.journal_records import EVENT_OF, NO_TAPE, EventRecord, Finish, ViewRecord, encode, pack_commands
 from headway.fleet.link import EngineLink
@@ -55,6 +55,7 @@ class LocalFleet:
         self._pages: dict[str, tuple[int, int, int]] = {}
         self._pace_ns = 0
         self._tokens_total = 0
+        self._execute_cpu_s: dict[str, float] = {}
         self._loop = asyncio.get_running_loop()
         self._tick: asyncio.TimerHandle | None = None
         self._tick_ns = 0
@@ -275,7 +276,10 @@ class LocalFleet:
             self._fan_out(engine_id, message.outputs)
         elif kind is Stepped:
             self._reported(engine_id, message)
+        elif kind is Usage:
+            self._execute_cpu_s[engine_id] = message.execute_cpu_s
         elif kind is m.EngineUp:
+            self._execute_cpu_s[engine_id] = 0.0
             self._specs[engine_id] = message.spec
             self._mirrors.engine_up(engine_id, message.spec)
             for spec in message.spec.models:
@@ -339,7 +343,8 @@ class LocalFleet:
 
     # ---- what others want to know --------------------------------------------------------------------------------------------
     def stats(self) -> dict[str, Any]:
-        """Counters of DESIGN.md section 3 and the issue; `kv_pages_used` are held by requests, `kv_pages_cached` free but still known."""
+        """Counters of DESIGN.md section 3 and the issue; `kv_pages_used` are held by requests, `kv_pages_cached` free but still known;
+        `execute_cpu_s` is CPU inside the step program, all threads, since the engine started: a second old at most, exact when idle."""
         report = self._report
         return {
             "kv_pages_total": sum(total for _, _, total in self._pages.values()),
@@ -358,6 +363,7 @@ class LocalFleet:
             "pace_ms": self._pace_ns / 1e6 if self._pace_ns else None,
             "iterations": 0 if report is None else report.iteration,
             "tokens_total": self._tokens_total,
+            "execute_cpu_s": sum(self._execute_cpu_s.values()),
             "journal": "off" if self._journal is None else (self._journal.failure or "on"),
         }
 

@@ -77,6 +77,9 @@ class Team:
         self._threads = [threading.Thread(target=self._help, args=(i,), name=f"headway-team-{i}", daemon=True) for i in range(1, threads)]
         for t in self._threads:
             t.start()
+        self._caller_cpu_ns = 0
+        self._helper_clocks = [time.pthread_getcpuclockid(t.ident) for t in self._threads if t.ident is not None]
+        self._helper_cpu_ns = 0
         self.closed = False
 
     def _help(self, thread: int) -> None:
@@ -87,12 +90,21 @@ class Team:
         """One iteration of the program block at this address."""
         self._block[layout.TEAM_PROGRAM // 8] = program
         box = self._boxes[0]
+        before_ns = time.thread_time_ns()
         self._run(box, box + 8, self._address)
+        self._caller_cpu_ns += time.thread_time_ns() - before_ns
         failed = self._results[0]
         if failed:
             raise CapacityError(
                 f"operation {failed - 1} needs more than {layout.MAX_CHUNKS} chunks: use fewer rows", needed=-1, capacity=layout.MAX_CHUNKS
             )
+
+    def cpu_s(self) -> float:
+        """CPU seconds of all threads inside `run` so far. Helpers do nothing else in their lives; what they spin after the last chunk, at
+        most `spin_us` a run, is counted too."""
+        if not self.closed:
+            self._helper_cpu_ns = sum(time.clock_gettime_ns(clock) for clock in self._helper_clocks)
+        return (self._caller_cpu_ns + self._helper_cpu_ns) / 1e9
 
     def native_ids(self) -> list[int]:
         """Kernel thread ids of the helper threads (for schedstat)."""
@@ -101,6 +113,7 @@ class Team:
     def close(self) -> None:
         if self.closed:
             return
+        self.cpu_s()  # the helpers' clocks end with them
         self.closed = True
         self._block[layout.TEAM_STOP // 8] = 1
         for t in self._threads:
