@@ -3,18 +3,14 @@
 import argparse
 import os
 
-from headway.core.config import ServeConfig, from_sources, settings_of
+from headway.core.config import ServeConfig, add_flags, from_sources
 
 LOADING = ("accuracy", "threads", "kv_memory_bytes", "kv_dtype", "context_tokens")
 
 
 def add_model_flags(parser: argparse.ArgumentParser, fields: tuple[str, ...] = LOADING) -> None:
     """NAME and a flag for each of `fields`; absent ones stay None, so that HEADWAY_* variables and defaults apply."""
-    settings = settings_of(ServeConfig)
-    parser.add_argument("model", nargs="?", default=None, metavar="NAME", help=f"{settings['model'].help} (default smollm2-135m)")
-    for name in fields:
-        setting = settings[name]
-        parser.add_argument(setting.flag, dest=name, default=None, help=setting.help.replace("%", "%%"))
+    add_flags(parser, ServeConfig, only=("model", *fields))
 
 
 def config_of(namespace: argparse.Namespace) -> ServeConfig:

@@ -8,7 +8,7 @@ import argparse
 import dataclasses
 import difflib
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -216,10 +216,12 @@ def check_all(config: Any) -> None:
         item.check(getattr(config, field_name), f"{cls.__name__}.{field_name}")
 
 
-def add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
-    """Adds one flag (or positional) per field of `cls`; absent flags leave None, values stay text until `from_sources`."""
+def add_flags(parser: argparse.ArgumentParser, cls: type, only: Collection[str] | None = None) -> None:
+    """Adds one flag (or positional) per field of `cls`, or of `only`; absent flags leave None, values stay text until `from_sources`."""
     defaults = {item.name: item.default for item in dataclasses.fields(cls)}
     for field_name, item in settings_of(cls).items():
+        if only is not None and field_name not in only:
+            continue
         default = defaults[field_name]
         shown = "" if default in (None, "", ()) else f" (default {_shown_default(default, item)})"
         help_text = f"{item.help}{shown}".replace("%", "%%")
