@@ -12,7 +12,7 @@ from headway.core.slo import Slo
 from headway.engine import wire
 from headway.engine.engine import Engine, EngineModel
 from headway.engine.sampling import Sampler
-from headway.scheduling.messages import Dispatch
+from headway.scheduling.messages import Dispatch, Iteration
 
 
 def make_engine(program, *, accuracy="exact", max_sequences=8, stop_ids=frozenset(), policy="double"):
@@ -322,3 +322,15 @@ def test_the_tape_replays_to_the_same_iterations():
             assert scheduler.compose(view, now_ns) == entry
         else:
             scheduler.apply(view, now_ns, entry)
+
+
+def test_a_report_predicts_the_iteration_that_follows():
+    engine, clock = make_engine(HistoryProgram(), policy="headway"), ticking()
+    engine.tape = []
+    submit(engine, 1, range(40), max_tokens=4)
+    told = []
+    while (stepped := step(engine, clock)) is not None:
+        told.append(stepped[1].next_ns)
+    composed = [item.predicted_ns for _, item in engine.tape if isinstance(item, Iteration)]
+    assert len(set(composed)) > 1 and told[-1] == 0
+    assert [abs(a - b) <= 0.5 * b for a, b in zip(told, composed[1:])] == [True] * (len(composed) - 1)

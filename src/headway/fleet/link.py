@@ -192,7 +192,9 @@ class EngineLink:
         self.up = False
         if self._process is not None and self._process.poll() is None:
             self._process.kill()  # one that exits by itself has its exit status already; SIGKILL does not change it
-        self._why = self._why or (why if "closed by the other side" not in why else "")
+        ended = any(word in why for word in ("closed by the other side", "Connection reset", "Broken pipe"))
+        if not ended:  # else its exit status says more
+            self._why = self._why or why
 
     def _exited(self) -> None:
         process = self._process
