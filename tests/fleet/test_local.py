@@ -61,7 +61,6 @@ async def test_the_router_learns_how_fast_the_engine_really_is(tmp_path):
     assert replay(tmp_path).identical
 
 
-<<<<<<< HEAD
 async def test_cpu_inside_the_step_program_is_exact_when_the_engine_is_idle(tmp_path):
     async with fleet_of(tmp_path) as fleet:
         assert fleet.stats()["execute_cpu_s"] == 0
@@ -69,7 +68,8 @@ async def test_cpu_inside_the_step_program_is_exact_when_the_engine_is_idle(tmp_
             await tokens_of(fleet.submit(request([1, 2, 3], 40)))
             await asyncio.sleep(0.1)
             assert fleet.stats()["execute_cpu_s"] == pytest.approx(fleet.stats()["iterations"] / 1e3) != 0
-=======
+
+
 async def test_an_engine_killed_with_unread_frames_is_said_to_be_killed(tmp_path):
     """The kernel answers a death with unread bytes by a reset, not by an end of file."""
     async with fleet_of(tmp_path) as fleet:
@@ -84,7 +84,6 @@ async def test_an_engine_killed_with_unread_frames_is_said_to_be_killed(tmp_path
             with pytest.raises(EngineDied, match="signal 9"):
                 await anext(ticket)
             await ticket.finish("failed")
->>>>>>> rev1
 
 
 async def test_a_second_prompt_with_the_same_beginning_arrives_as_cached(tmp_path):
