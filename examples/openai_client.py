@@ -7,7 +7,8 @@ from openai import OpenAI
 client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key=os.environ.get("HEADWAY_API_KEY", "unused"))
 stream = client.chat.completions.create(
     model="smollm2-135m",
-    messages=[{"role": "user", "content": "What is the capital of France?"}],
+    messages=[{"role": "user", "content": "Why is the sky blue?"}],
+    temperature=0.2,
     stream=True,
     max_tokens=64,
     extra_headers={"x-slo-ttft-ms": "500", "x-slo-tpot-ms": "50"},

@@ -9,7 +9,7 @@ URL = "http://127.0.0.1:8000/v1/chat/completions"
 
 
 def ask(text: str, slo: dict[str, float]) -> dict[str, object]:
-    body = {"model": "smollm2-135m", "messages": [{"role": "user", "content": text}], "max_tokens": 64, "slo": slo}
+    body = {"model": "smollm2-135m", "messages": [{"role": "user", "content": text}], "temperature": 0.2, "max_tokens": 64, "slo": slo}
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get("HEADWAY_API_KEY"):
         headers["Authorization"] = f"Bearer {key}"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from headway.bench import pauses
-from headway.bench.demo import Options, play, sentence, unsupported
+from headway.bench.demo import Options, disturbance, play, sentence, unsupported
 from headway.bench.outcome import Outcomes, RequestRow
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -131,3 +131,9 @@ def test_the_picture_shows_the_same_document_in_every_lane() -> None:
 def test_this_machine_is_supported_or_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "riscv64")
     assert "riscv64" in unsupported() and "\n" not in unsupported()
+
+
+def test_a_disturbed_run_says_so() -> None:
+    assert disturbance([0.01, 0.02, 0.0, 0.04]) == []
+    (note,) = disturbance([0.01, 0.74, 0.0, 0.04])
+    assert "74%" in note and "run it again" in note

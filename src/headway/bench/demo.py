@@ -25,6 +25,7 @@ from headway.bench.schedule import Planned
 from headway.bench.view import LiveView
 from headway.bench.workflow import Launch, Service, Workflow, parse
 from headway.core.errors import HeadwayError
+from headway.core.machine import OTHERS_LIMIT
 from headway.core.stats import QuietWatch, machine_fingerprint
 
 MODEL = "smollm2-135m"
@@ -104,13 +105,15 @@ async def _play(options: Options) -> int:
         workflow, facts = await _set_rates(workflow, urls["fcfs"], options)
         parts = {k: replace(workflow, seed=options.seed + k) for k in {k for _, k in ORDER}}
         plans = {k: schedule.build(part) for k, part in parts.items()}
-        arms, facts["others' share of the cores, by part"] = await _measure_all(parts, plans, urls)
+        arms, others = await _measure_all(parts, plans, urls)
+        facts["others' share of the cores, by part"] = others
         machine = machine_fingerprint()
         stats = await _server_facts(urls)
     facts["seconds the demo took"] = round(time.monotonic() - began_s, 1)
     # The saved workflow starts its own server: the demo's are gone by then.
     saved = replace(workflow, services={"llm": _service(options, "headway")})
     report = _report(options.output, saved, arms, [plans[k] for k in sorted(plans)], facts | stats, machine)
+    report.notes += disturbance(others)
     path = write(report, options.output).resolve()
     _show(report, path, time.monotonic() - began_s)
     return 0
@@ -154,8 +157,11 @@ async def _set_rates(workflow: Workflow, url: str, options: Options) -> tuple[Wo
     per_part = (options.chat_at_least + 1) // 2
     seconds = min(high, max(low, per_part / (LOAD * served["chat"])))
     rated = saturate.with_rates(workflow, served, LOAD, seconds, {"chat": per_part, "completion": 1, "summary": 1})
-    lines = [f"{name} {app.load.rate_per_s:.2f}/s of {served[name]:.2f}/s" for name, app in rated.apps.items()]
-    print(f"rates: {LOAD:.0%} of what it served: {'; '.join(lines)}; two parts of {seconds:.0f} s a policy", flush=True)
+    lines = [f"{name} {app.load.rate_per_s:.2f}/s (served {served[name]:.2f}/s)" for name, app in rated.apps.items()]
+    print(
+        f"rates: {LOAD:.0%} of what it served, or the least that says something: {'; '.join(lines)}; two parts of {seconds:.0f} s a policy",
+        flush=True,
+    )
     raised = per_part / seconds > LOAD * served["chat"] * 1.02
     if raised:
         actual = per_part / seconds / served["chat"]
@@ -234,6 +240,14 @@ def sentence(arms: dict[str, list[Outcomes]]) -> str:
         return "No chat was being answered while a 2,000-token document was read, so this run says nothing about pauses; run it again."
     mine, other = pauses.in_words(ours), pauses.in_words(theirs)
     return f"While a 2,000-token document was read, your chat paused at most {mine}; first-come-first-served paused it {other}."
+
+
+def disturbance(others: list[float]) -> list[str]:
+    """A note if other programs used so much of the cores, in some part, that arms do not compare; `others` in order of the parts."""
+    if max(others) < OTHERS_LIMIT:
+        return []
+    shares = ", ".join(f"{share:.0%} ({policy} {k + 1})" for share, (policy, k) in zip(others, ORDER))
+    return [f"Other programs used the cores meanwhile: {shares}. The arms are not comparable; run it again when the machine is quiet."]
 
 
 def _show(report: Report, path: Path, seconds: float) -> None:

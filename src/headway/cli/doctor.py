@@ -120,7 +120,7 @@ def _pip() -> tuple[str, str]:
 
 def _strace() -> tuple[str, str]:
     version = answers("strace", "--version")
-    return version or "none that runs", "" if version else "crashtest and bottleneck trace programs with it"
+    return version or "none that runs", "" if version else "not needed: nothing in this release traces with it"
 
 
 def _chromium() -> tuple[str, str]:
@@ -131,14 +131,14 @@ def _chromium() -> tuple[str, str]:
 def _cgroups() -> tuple[str, str]:
     controllers = Path("/sys/fs/cgroup/cgroup.controllers")
     if not controllers.exists():
-        return "version 1 or none", "bench: shares of the machine need cgroup v2"
+        return "version 1 or none", "not needed: nothing in this release sets shares of the machine"
     return f"version 2: {controllers.read_text().strip()}", ""
 
 
 def _autogroup() -> tuple[str, str]:
     switch = Path("/proc/sys/kernel/sched_autogroup_enabled")
     on = switch.exists() and switch.read_text().strip() == "1"
-    return ("on: priorities are set through /proc/self/autogroup" if on else "off: nice works between sessions"), ""
+    return ("on: nice works within a session only" if on else "off: nice works between sessions"), ""
 
 
 def _gpu() -> tuple[str, str]:
