@@ -45,7 +45,7 @@ VALUES: dict[str, st.SearchStrategy[object]] = {
     "kv_memory_bytes": st.integers(1 << 20, 1 << 40),
     "kv_dtype": st.sampled_from(["f16", "bf16"]),
     "context_tokens": st.integers(0, 1 << 20),
-    "page_tokens": st.sampled_from([8, 16, 32]),
+    "page_tokens": st.sampled_from([16, 32, 64]),
     "max_open_requests": st.integers(1, 999),
     "max_body_bytes": st.integers(1024, 1 << 30),
     "api_key": st.sampled_from(["k1", "k2"]),
