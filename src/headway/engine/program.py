@@ -284,11 +284,14 @@ class CpuProgram:
         n = len(plan.records)
         self._ops = self._arena.take(8 * at.OP_WORDS * n, np.int64).reshape(n, at.OP_WORDS)
         self._ops[:] = plan.records
-        self._model_ops = n - 2
         self._controls = self._arena.take(at.CONTROL_BYTES * n, np.int64, 128)
         self._block[at.P_OPS] = address(self._ops)
-        self._block[at.P_N_OPS] = self._model_ops
+        self._block[at.P_N_OPS] = n - 2  # the last two are the probes
         self._block[at.P_CONTROLS] = address(self._controls)
+        self._probe = self._arena.take(8 * at.PROGRAM_WORDS, np.int64)
+        self._probe[:] = self._block
+        self._probe[at.P_N_OPS], self._probe[at.P_SEGMENTS] = 1, 0
+        self._probe[at.P_CONTROLS] = address(self._arena.take(at.CONTROL_BYTES, np.int64, 128))
 
     # ---- running
     def execute(self, batch: Batch) -> None:
@@ -323,26 +326,23 @@ class CpuProgram:
         """Nothing to give back by hand: memory goes with the object. The team belongs to the caller."""
 
     # ---- measuring
-    def _probe(self, op: int, words: dict[int, int]) -> None:
+    def _run_probe(self, op: int, words: dict[int, int]) -> None:
+        """One operation through a program block of its own: a thread still late for a probe must never see half of the model's block."""
         self._ops[op, list(words)] = list(words.values())
-        b = self._block
-        b[at.P_OPS], b[at.P_N_OPS], b[at.P_SEGMENTS] = address(self._ops[op:]), 1, 0
-        try:
-            self.team.run(b.ctypes.data)
-        finally:
-            b[at.P_OPS], b[at.P_N_OPS] = address(self._ops), self._model_ops
+        self._probe[at.P_OPS] = address(self._ops[op:])
+        self.team.run(address(self._probe))
 
     def read_weights(self) -> int:
         """Read every weight byte once with plain loads, on all threads; returns the bytes. Timed by the caller this is the read limit."""
         layers = self.weights.layers
         first = layers[0].qkv[0].address
         chunks = (self.weights.head.address + self.weights.head.n_bytes - first) // READ_CHUNK_BYTES
-        self._probe(self._read, {at.L_ADDRESS: first, at.L_BYTES: READ_CHUNK_BYTES, at.OP_CHUNKS: chunks})
+        self._run_probe(self._read, {at.L_ADDRESS: first, at.L_BYTES: READ_CHUNK_BYTES, at.OP_CHUNKS: chunks})
         return chunks * READ_CHUNK_BYTES
 
     def meet(self) -> None:
         """One empty operation that every thread must reach: a barrier, plus the cost of a call."""
-        self._probe(self._read + 1, {at.OP_CHUNKS: self.team.n_threads})
+        self._run_probe(self._read + 1, {at.OP_CHUNKS: self.team.n_threads})
 
     def profile_us(self, reset: bool = True) -> dict[str, tuple[float, float]]:
         """{operation: (microseconds working, microseconds waiting)} of the caller's thread since the last reset."""

@@ -14,11 +14,9 @@ from llvmlite import ir
 
 from headway.kernels.cpu.emit import F32, I32, I64, Kit, Value
 from headway.kernels.cpu.isa import Isa
-from headway.kernels.cpu.rows import KV_BYTES, PAGE_TOKENS, page_bytes
+from headway.kernels.cpu.layout import BLOCK_TOKENS, PAGE_TOKENS
+from headway.kernels.cpu.rows import KV_BYTES, page_bytes
 
-BLOCK_TOKENS = 64
-BLOCK_PAGES = BLOCK_TOKENS // PAGE_TOKENS
-SPLIT_TOKENS = 512
 NO_SCORE = -1e30  # finite, so that (-inf) - (-inf) never happens
 
 

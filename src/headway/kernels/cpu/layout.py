@@ -59,7 +59,7 @@ OP_CODE, OP_CHUNKS = 0, 1
 OP_EMBED, OP_PREPARE, OP_PRODUCT, OP_ROTATE, OP_ATTEND, OP_READ, OP_EMPTY = 1, 2, 3, 4, 5, 6, 7
 OP_NAMES = ("", "embed", "prepare", "product", "rotate", "attend", "read", "empty")
 
-E_KIND, E_TABLE, E_STRIP_BYTES, E_WIDTH, E_OUT, E_UNIT_STRIPS = range(2, 8)
+E_KIND, E_TABLE, E_STRIP_BYTES, E_WIDTH, E_OUT = range(2, 7)
 EMBED_KINDS = {"f32": 0, "f16": 1, "bf16": 2, "q8_0": 3, "q4_1": 4}
 
 (

@@ -11,7 +11,8 @@ from numba.extending import intrinsic
 
 from headway.kernels.cpu.emit import F16, F32, I8, I16, I32, I64, VOID
 
-_FUTEX_CALL, FUTEX_WAIT_PRIVATE, FUTEX_WAKE_PRIVATE = 202, 128, 129
+_FUTEX_CALL = 202
+FUTEX_WAIT_PRIVATE, FUTEX_WAKE_PRIVATE = 128, 129
 
 
 def _pointer(builder: Any, address: Any, type_: Any) -> Any:

@@ -9,9 +9,9 @@ from typing import Literal
 from llvmlite import ir
 
 from headway.kernels.cpu.emit import F32, I8, I16, I32, Kit, Value, vector
+from headway.kernels.cpu.layout import PAGE_TOKENS
 from headway.kernels.cpu.products import BLOCK, is_wide, record_bytes
 
-PAGE_TOKENS = 16
 KV_BYTES = 2  # f16 and bf16 alike
 
 

@@ -6,9 +6,7 @@ A cursor and its counter of finished chunks carry the iteration's epoch. Waiting
 from numba import njit
 
 from headway.kernels.cpu import layout as at
-from headway.kernels.cpu.machine import add, cycles, futex, get, load, pause, swap_if
-
-_WAIT, _WAKE = 128, 129  # private futex operations
+from headway.kernels.cpu.machine import FUTEX_WAIT_PRIVATE, FUTEX_WAKE_PRIVATE, add, cycles, futex, get, load, pause, swap_if
 
 
 @njit(nogil=True)
@@ -36,12 +34,12 @@ def take(control, epoch, thread):
 def wake(team):
     if load(team + at.TEAM_SLEEPERS) > 0:
         add(team + at.TEAM_FUTEX, 1)
-        futex(team + at.TEAM_FUTEX, _WAKE, 1 << 30, 0)
+        futex(team + at.TEAM_FUTEX, FUTEX_WAKE_PRIVATE, 1 << 30, 0)
 
 
 @njit(nogil=True)
 def finish(team, control, epoch, mine, total):
-    """Report finished chunks; return when all are: a short spin, then asleep."""
+    """Report finished chunks; return when all are (or the team stops): a short spin, then asleep."""
     done = control + 64
     full = (epoch << 32) | total
     if mine > 0 and add(done, mine) + mine == full:
@@ -58,9 +56,9 @@ def finish(team, control, epoch, mine, total):
     add(team + at.TEAM_SLEEPERS, 1)
     while True:
         f = load(team + at.TEAM_FUTEX)
-        if load(done) >= full:
+        if load(done) >= full or load(team + at.TEAM_STOP) != 0:
             break
-        futex(team + at.TEAM_FUTEX, _WAIT, f & 0xFFFFFFFF, team + at.TEAM_TIMEOUT)
+        futex(team + at.TEAM_FUTEX, FUTEX_WAIT_PRIVATE, f & 0xFFFFFFFF, team + at.TEAM_TIMEOUT)
     add(team + at.TEAM_SLEEPERS, -1)
 
 
@@ -75,6 +73,6 @@ def await_epoch(team, seen):
         add(team + at.TEAM_SLEEPERS, 1)
         f = load(team + at.TEAM_FUTEX)
         if load(team + at.TEAM_EPOCH) == seen and load(team + at.TEAM_STOP) == 0:
-            futex(team + at.TEAM_FUTEX, _WAIT, f & 0xFFFFFFFF, team + at.TEAM_TIMEOUT)
+            futex(team + at.TEAM_FUTEX, FUTEX_WAIT_PRIVATE, f & 0xFFFFFFFF, team + at.TEAM_TIMEOUT)
         add(team + at.TEAM_SLEEPERS, -1)
     return load(team + at.TEAM_EPOCH)
