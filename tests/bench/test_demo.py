@@ -74,7 +74,9 @@ def test_a_server_that_does_not_start_is_said_with_its_log(tmp_path: Path, capsy
 
 def test_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
     options = _options(tmp_path)
-    program = "import sys; from headway.bench.demo import main; sys.exit(main(sys.argv[1:]))"
+    # a test run started in the background inherits "ignore SIGINT", which a terminal's Ctrl-C would not meet
+    heed = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    program = heed + "from headway.bench.demo import main; sys.exit(main(sys.argv[1:]))"
     environment = {**os.environ, "PYTHONPATH": f"{_ROOT / 'src'}:{_ROOT}", "DEMO_MARK": str(tmp_path)}
     argv = [sys.executable, "-c", program, "-o", str(options.output), "--serve", options.serve]
     demo = subprocess.Popen(
