@@ -32,7 +32,7 @@ def activation_rows(bench: Bench, kind: str, x: np.ndarray, planes: int) -> np.n
     rows, inputs = x.shape
     size = activation_bytes(kind, inputs, planes)
     out = np.zeros((rows, size), np.uint8)
-    kernel = bench(PrepareRow(inputs, False, 1e-5, planes if kind in QUANTISED else 0, kind))
+    kernel = bench(PrepareRow(inputs, False, 1e-5, planes if kind in QUANTISED else 0))
     for r in range(rows):
         kernel(address(x[r]), 0, address(out[r]))
     return out
@@ -103,7 +103,8 @@ def test_activations_are_quantised_as_the_reference_says(bench: Bench, planes: i
     d, a, b = quantise_activations(x, planes)
     rows = activation_rows(bench, "q8_0", x, planes).reshape(5, 3, record_bytes(planes))
     if is_wide(bench.isa, planes):
-        values = rows[..., :64].reshape(5, 3, 64).view(np.int16).reshape(5, 96).astype(np.int64)
+        in_fours = rows[..., :64].reshape(5, 3, 64).view(np.int16).reshape(5, 24, 4)  # stored as inputs 0, 2, 1, 3
+        values = in_fours[..., [0, 2, 1, 3]].reshape(5, 96).astype(np.int64)
     else:
         values = rows[..., :32].view(np.int8).reshape(5, 96).astype(np.int64)
         if planes == 2:

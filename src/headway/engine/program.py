@@ -225,7 +225,7 @@ class CpuProgram:
         eps = self.weights.config.norm_eps
 
         def kernel(planes: int) -> PrepareRow:
-            return PrepareRow(m.inputs, norm is not None, eps, planes, m.kind if planes else "")
+            return PrepareRow(m.inputs, norm is not None, eps, planes)
 
         words = {
             at.R_SOURCE: source,

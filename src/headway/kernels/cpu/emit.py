@@ -183,6 +183,21 @@ class Kit:
         """Lanes first, first+2, ... of x followed by those of y."""
         return self.b.shuffle_vector(x, y, ir.Constant(vector(I32, self.lanes), list(range(first, 2 * self.lanes, 2))))
 
+    # ---- order
+    def fence(self, values: Sequence[Value]) -> list[Value]:
+        """The same values, behind a point that no load crosses and no sum is regrouped over: an empty statement of assembly.
+
+        LLVM's scheduler otherwise gathers the loads of a whole block and spills what it loaded.
+        """
+        if self.isa.dot == "portable":  # vectors of two registers
+            return list(values)
+        n, register = len(values), "v" if self.lanes == 16 else "x"
+        types = [v.type for v in values]
+        result = types[0] if n == 1 else ir.LiteralStructType(types)
+        constraint = ",".join([f"={register}"] * n + [str(i) for i in range(n)] + ["~{memory}"])
+        out = self.b.asm(ir.FunctionType(result, types), "", constraint, list(values), True)
+        return [out] if n == 1 else [self.b.extract_value(out, i) for i in range(n)]
+
     # ---- control flow
     def loop(self, count: Value, initial: Sequence[Value], body: Callable[[Value, list[Value]], Sequence[Value]]) -> list[Value]:
         """do { values = body(i, values) } while (++i < count), count >= 1; returns the last values."""

@@ -38,6 +38,11 @@ def is_wide(isa: Isa, planes: int) -> bool:
     return planes == 2 and isa.dot == "maddubs"
 
 
+def _splits_bytes(kind: Kind, isa: Isa) -> bool:
+    """Whether nibbles of 8-bit weights are multiplied apart: int16 sums of whole bytes would saturate."""
+    return kind == "q8_0" and isa.dot == "maddubs"
+
+
 def strip_bytes(kind: Kind, inputs: int) -> int:
     return inputs // BLOCK_INPUTS[kind] * BLOCK_BYTES[kind]
 
@@ -98,12 +103,10 @@ class Product:
                     _store_silu(k, gates[h], mine, outs, 4 * k.lanes * h)
 
     def _vectors_at_once(self, isa: Isa) -> int:
-        """Vectors of output rows that share each activation broadcast. With 16 registers more than one spills unless rows are few."""
-        if isa.lanes == 16:
+        """Vectors of output rows that share each activation broadcast: two, if their sums leave half of 16 registers free."""
+        if isa.lanes == 16 or self.kind not in QUANTISED or is_wide(isa, self.planes):
             return 2
-        if is_wide(isa, self.planes):
-            return 2 if self.kind == "q4_1" and self.rows == 1 else 1
-        return 2 if self.rows * self.planes <= 2 or self.kind not in QUANTISED else 1
+        return 2 if self.rows * self.planes * (2 if _splits_bytes(self.kind, isa) else 1) <= 4 else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +130,7 @@ def _quantised(k: Kit, p: Product, vectors: list[tuple[Value, int]], x: Value, r
     width = 4 * k.lanes
     nibble = ir.Constant(k.bytes, [15] * width)
     four = ir.Constant(k.words, [4] * 2 * k.lanes)
-    split_bytes = p.kind == "q8_0" and k.isa.dot == "maddubs"  # 8-bit weights would saturate: multiply their nibbles apart
+    split_bytes = _splits_bytes(p.kind, k.isa)
 
     def low(q: Value) -> Value:
         return b.and_(q, nibble)
@@ -150,6 +153,8 @@ def _quantised(k: Kit, p: Product, vectors: list[tuple[Value, int]], x: Value, r
                     a = b.bitcast(k.splat_i32(xb, t * row + 32 * q + 4 * group), k.bytes)
                     for v, w in enumerate(weights):
                         into[v, t, q] = k.dot_step(into[v, t, q], w, a)
+            order = list(into)
+            into.update(zip(order, k.fence([into[key] for key in order]), strict=True))
 
         if p.kind == "q4_1":
             for j in range(4):
@@ -169,75 +174,67 @@ def _quantised(k: Kit, p: Product, vectors: list[tuple[Value, int]], x: Value, r
             n = k.dot_end(totals[v, t, q])
             return b.add(b.shl(k.dot_end(highs[v, t, q]), k.vi(4)), n) if split_bytes else n
 
-        out = []
-        for v, (w, h) in enumerate(places):
-            d = k.load_f16(w, 2 * k.lanes * h)
-            m = k.load_f16(w, 32 + 2 * k.lanes * h) if p.kind == "q4_1" else None
-            for t in range(p.rows):
-                n = total(v, t, 0)
-                if p.planes == 2:
-                    n = b.add(b.shl(n, k.vi(8)), total(v, t, 1))
-                scales = t * row + 32 * p.planes
-                if p.kind == "q8_0":
-                    n = b.add(n, k.splat_i32(xb, scales + 8))
-                s = k.fma(b.fmul(d, k.splat_f32(xb, scales)), b.sitofp(n, k.f), sums[v * p.rows + t])
-                out.append(k.fma(m, k.splat_f32(xb, scales + 4), s) if m is not None else s)
-        return out
+        planes = [total(v, t, 0) for v in range(len(vectors)) for t in range(p.rows)]
+        if p.planes == 2:
+            second = [total(v, t, 1) for v in range(len(vectors)) for t in range(p.rows)]
+            planes = [b.add(b.shl(n, k.vi(8)), m) for n, m in zip(planes, second, strict=True)]
+        return _scaled(k, p, places, xb, row, planes, sums)
 
     return k.loop(k.i64(p.inputs // BLOCK), [k.vf(0.0)] * (len(vectors) * p.rows), body)
 
 
 def _wide(k: Kit, p: Product, vectors: list[tuple[Value, int]], x: Value, row: int, share: Share) -> list[Value]:
-    """Two planes as one int16. For Q8_0 half the instructions of maddubs passes; for Q4_1 as many, but 6-12 % faster from 3 rows on."""
-    b, block, record = k.b, BLOCK_BYTES[p.kind], record_bytes(2)
-    pairs = 4 * k.lanes  # bytes of a vector
-    fifteen = ir.Constant(k.words, [15] * 2 * k.lanes)
+    """Two planes as one int16, multiplied with pairs of weights: for each field of a word of weights, shift, mask, multiply, add.
 
-    def nibbles(q: Value, bits: int) -> Value:
-        down = b.lshr(q, ir.Constant(k.words, [bits] * 2 * k.lanes)) if bits else q
-        return down if bits == 12 else b.and_(down, fifteen)
+    A word of Q4_1 holds four inputs, one of Q8_0 two; the words of a row's group are its inputs (0, 2) and (1, 3), the order PrepareRow stores.
+    """
+    b, block, record = k.b, BLOCK_BYTES[p.kind], record_bytes(2)
+    # of a group of weights: its offset in the block, then each field's first bit and the byte of the activations it is multiplied with
+    if p.kind == "q4_1":
+        width, groups = 4, [(64 + 64 * j, [(0, 8 * j), (4, 8 * j + 32), (8, 8 * j + 4), (12, 8 * j + 36)]) for j in range(4)]
+    else:
+        width, groups = 8, [(32 + 64 * j, [(0, 8 * j), (8, 8 * j + 4)]) for j in range(8)]
+    mask = ir.Constant(k.words, [(1 << width) - 1] * 2 * k.lanes)
+
+    def field(q: Value, bit: int) -> Value:
+        down = b.lshr(q, ir.Constant(k.words, [bit] * 2 * k.lanes)) if bit else q
+        return down if bit + width == 16 else b.and_(down, mask)
 
     def body(i: Value, sums: list[Value]) -> list[Value]:
         places = [(k.index(s, i, block), h) for s, h in vectors]
         xb = k.index(x, i, record)
         if p.prefetch:
             _prefetch(k, share, i, block)
-        totals = {(v, t, h): k.vi(0) for v in range(len(vectors)) for t in range(p.rows) for h in range(2)}
-        for j in range(4 if p.kind == "q4_1" else 8):
-            if p.kind == "q4_1":
-                quads = [b.bitcast(k.load(w, k.bytes, 64 + 64 * j + pairs * h, 1), k.words) for w, h in places]
-                # words hold inputs (4j, 4j+2) in their low nibbles: the order PrepareRow stores for q4_1
-                for place, bits in ((8 * j, 0), (8 * (j + 4), 4), (8 * j + 4, 8), (8 * (j + 4) + 4, 12)):
-                    # unpacked one nibble at a time: all four at once would not fit 16 registers
-                    take = [nibbles(q, bits) for q in quads]
-                    for t in range(p.rows):
-                        a = b.bitcast(k.splat_i32(xb, t * row + place), k.words)
-                        for v, w in enumerate(take):
-                            totals[v, t, 0] = b.add(totals[v, t, 0], k.multiply_pairs(w, a))
-            else:
-                for v, (w, h) in enumerate(places):
-                    halves = [
-                        b.zext(k.load(w, vector(I8, 2 * k.lanes), 32 + 64 * j + pairs * h + 16 * side, 1), k.words) for side in range(2)
-                    ]
-                    for t in range(p.rows):
-                        a = b.bitcast(k.splat(k.load(xb, I64, t * row + 8 * j), k.lanes // 2), k.words)
-                        for side, q in enumerate(halves):
-                            totals[v, t, side] = b.add(totals[v, t, side], k.multiply_pairs(q, a))
-        out = []
-        for v, (w, h) in enumerate(places):
-            d = k.load_f16(w, 2 * k.lanes * h)
-            m = k.load_f16(w, 32 + 2 * k.lanes * h) if p.kind == "q4_1" else None
-            for t in range(p.rows):
-                n = totals[v, t, 0]
-                scales = t * row + 64
-                if p.kind == "q8_0":
-                    n = b.add(k.every_other(n, totals[v, t, 1], 0), k.every_other(n, totals[v, t, 1], 1))
-                    n = b.add(n, k.splat_i32(xb, scales + 8))
-                s = k.fma(b.fmul(d, k.splat_f32(xb, scales)), b.sitofp(n, k.f), sums[v * p.rows + t])
-                out.append(k.fma(m, k.splat_f32(xb, scales + 4), s) if m is not None else s)
-        return out
+        totals = [k.vi(0)] * (len(vectors) * p.rows)
+        for offset, fields in groups:
+            words = [b.bitcast(k.load(w, k.bytes, offset + 4 * k.lanes * h, 1), k.words) for w, h in places]
+            for bit, at in fields:
+                taken = [field(q, bit) for q in words]
+                for t in range(p.rows):
+                    a = b.bitcast(k.splat_i32(xb, t * row + at), k.words)
+                    for v, w in enumerate(taken):
+                        totals[v * p.rows + t] = b.add(totals[v * p.rows + t], k.multiply_pairs(w, a))
+                totals = k.fence(totals)
+        return _scaled(k, p, places, xb, row, totals, sums)
 
     return k.loop(k.i64(p.inputs // BLOCK), [k.vf(0.0)] * (len(vectors) * p.rows), body)
+
+
+def _scaled(
+    k: Kit, p: Product, places: list[tuple[Value, int]], xb: Value, row: int, totals: list[Value], sums: list[Value]
+) -> list[Value]:
+    """`sums` plus a block's integer `totals` times its scales, minima and offsets; both by vector, then row."""
+    b, out = k.b, []
+    for v, (w, h) in enumerate(places):
+        d = k.load_f16(w, 2 * k.lanes * h)
+        m = k.load_f16(w, 32 + 2 * k.lanes * h) if p.kind == "q4_1" else None
+        for t in range(p.rows):
+            n, scales = totals[v * p.rows + t], t * row + 32 * p.planes
+            if p.kind == "q8_0":
+                n = b.add(n, k.splat_i32(xb, scales + 8))
+            s = k.fma(b.fmul(d, k.splat_f32(xb, scales)), b.sitofp(n, k.f), sums[v * p.rows + t])
+            out.append(k.fma(m, k.splat_f32(xb, scales + 4), s) if m is not None else s)
+    return out
 
 
 def _floats(k: Kit, p: Product, vectors: list[tuple[Value, int]], x: Value, row: int, share: Share) -> list[Value]:
@@ -277,8 +274,8 @@ def _store_silu(k: Kit, gates: list[Value], ups: list[Value], outs: list[Value],
 def tile_rows(isa: Isa, planes: int) -> tuple[int, ...]:
     """Row counts for which kernels exist, descending; every number of rows is a sum of them.
 
-    AVX-512: the largest that does not spill (specs/engine.md 3.5). AVX2: the fastest measured, interleaved (docs/kernels.md).
+    AVX-512: the largest that does not spill (specs/engine.md 3.5). 16 registers: the fastest measured, interleaved (docs/kernels.md).
     """
     if isa.lanes == 16:
         return (6, 4, 2, 1) if planes == 1 else (4, 2, 1)
-    return (4, 2, 1) if is_wide(isa, planes) else (3, 2, 1) if planes == 1 else (2, 1)
+    return (4, 2, 1)

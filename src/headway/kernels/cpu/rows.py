@@ -52,13 +52,12 @@ class PrepareRow:
     norm: bool
     eps: float
     planes: int
-    kind: str = ""  # of the product's weights: q4_1 wants the int16 form in another order
 
     arguments = 3
 
     @property
     def symbol(self) -> str:
-        return f"hw_prepare_{self.length}_{int(self.norm)}_{self.eps:g}_{self.planes}_{self.kind}".replace("-", "m").replace(".", "p")
+        return f"hw_prepare_{self.length}_{int(self.norm)}_{self.eps:g}_{self.planes}".replace("-", "m").replace(".", "p")
 
     def emit(self, k: Kit, x: Value, weights: Value, out: Value) -> None:
         scale = _scale(k, x, self.length, self.eps) if self.norm else None
@@ -74,7 +73,7 @@ class PrepareRow:
                     v = k.b.fmul(k.b.fmul(v, scale), k.load(wat, k.f, 4 * k.lanes * j))
                 values.append(v)
             if self.planes:
-                _quantise(k, values, k.index(out, i, record_bytes(self.planes)), self.planes, self.kind)
+                _quantise(k, values, k.index(out, i, record_bytes(self.planes)), self.planes)
             else:
                 k.store(values[0], k.index(out, i, 4 * step))
             return []
@@ -82,10 +81,10 @@ class PrepareRow:
         k.loop(k.i64(self.length // step), [], body)
 
 
-def _quantise(k: Kit, values: list[Value], record: Value, planes: int, kind: str) -> None:
+def _quantise(k: Kit, values: list[Value], record: Value, planes: int) -> None:
     b = k.b
     wide = is_wide(k.isa, planes)
-    order = [4 * (i // 4) + (0, 2, 1, 3)[i % 4] if kind == "q4_1" else i for i in range(k.lanes)]
+    order = [4 * (i // 4) + (0, 2, 1, 3)[i % 4] for i in range(k.lanes)]  # products._wide
     top = k.unary("fabs", values[0])
     for v in values[1:]:
         top = k.maximum(top, k.unary("fabs", v))
