@@ -4,6 +4,7 @@ One foreign call an iteration; inside it no Python, no allocation. Which kernel 
 only, never on the rows beside it (specs/engine.md 4.4).
 """
 
+import ctypes
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,9 +15,12 @@ from headway.attention.paged import HeadShape, PagedAttention
 from headway.attention.pages import PagePool
 from headway.core.errors import CapacityError, ConfigError
 from headway.engine.step import Batch, Float32
+from headway.engine.step import WeightBounds as Bounds
 from headway.engine.weights import Matrix, PackedWeights
 from headway.kernels.cpu import layout as at
+from headway.kernels.cpu.bounds import WeightBounds
 from headway.kernels.cpu.compile import Kernel
+from headway.kernels.cpu.isa import Isa
 from headway.kernels.cpu.memory import Arena, address
 from headway.kernels.cpu.objects import Linked, ObjectCache, Progress
 from headway.kernels.cpu.probe import ReadBytes
@@ -103,8 +107,11 @@ class CpuProgram:
         self._compile(plan)
         self._read = plan.add(at.OP_READ, {}, {at.L_KERNEL: ReadBytes()})
         plan.add(at.OP_EMPTY, {}, {})
-        objects = cache.kernels(plan.kernels.values(), progress, team.n_threads)
+        bounds = _bounds_kernel(c.vocab, self.isa)
+        kernels = [*plan.kernels.values(), *([bounds] if bounds else [])]
+        objects = cache.kernels(kernels, progress, team.n_threads)
         self._linked = Linked(list(objects.values()))
+        self.weight_bounds: Bounds | None = _CompiledBounds(bounds, self._linked) if bounds else None
         self._install(plan)
 
     # ---- memory
@@ -351,6 +358,22 @@ class CpuProgram:
         if reset:
             self._profile[:] = 0
         return found
+
+
+class _CompiledBounds:
+    """step.WeightBounds by address; keeps the code it calls."""
+
+    def __init__(self, kernel: WeightBounds, linked: Linked) -> None:
+        self._linked = linked
+        self._call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * kernel.arguments)(linked.address(kernel.symbol))
+
+    def __call__(self, logits: int, parameters: int, bounds: int, sums: int) -> None:
+        self._call(logits, parameters, bounds, sums)
+
+
+def _bounds_kernel(vocab: int, isa: Isa) -> WeightBounds | None:
+    columns = min(at.SAMPLING_COLUMNS, vocab)
+    return None if columns % isa.lanes else WeightBounds(columns, vocab // columns)
 
 
 def _up(n_bytes: int) -> int:

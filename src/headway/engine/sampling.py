@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headway.core.errors import HeadwayError
-from headway.engine.step import Float32
+from headway.engine.step import Float32, WeightBounds
 from headway.engine.wire import Sampling, TokenLogprobs
+from headway.kernels.cpu import layout as at
 
-_GROUPS = 1024
+_GROUPS = at.SAMPLING_COLUMNS
 _QUICK_NUCLEUS = 128
 _BINS_PER_NAT = 32
 _U64 = (1 << 64) - 1
@@ -56,14 +57,18 @@ def uniforms(seed: int, sample_index: int, position: int, attempt: int) -> tuple
 class Sampler:
     """Scratch for one vocabulary; rows are float32 [vocab], contiguous, and are not changed."""
 
-    def __init__(self, vocab: int) -> None:
+    def __init__(self, vocab: int, weight_bounds: WeightBounds | None = None) -> None:
         self._vocab = vocab
+        self._kernel = weight_bounds
         self._groups = min(_GROUPS, vocab)
         self._grouped = vocab // self._groups * self._groups
         self._weights: Float32 = np.zeros(vocab, np.float32)
         self._bits: NDArray[np.int32] = np.zeros(vocab, np.int32)
         self._bounds: Float32 = self._bits.view(np.float32)
         self._mask: NDArray[np.bool_] = np.zeros(vocab, np.bool_)
+        self._sums: Float32 = np.zeros(self._groups, np.float32)
+        self._parameters: Float32 = np.zeros(2, np.float32)
+        self._addresses = [int(array.ctypes.data) for array in (self._parameters, self._bits, self._sums)]
         self._bins: NDArray[np.intp] = np.zeros(vocab, np.intp)
 
     def sample(self, row: Float32, best: int, sampling: Sampling, position: int) -> int:
@@ -133,15 +138,21 @@ class Sampler:
         The bits of 1 + f as a float32's fraction are a straight line over each power of two, at most 6.2 % above 2^f (the idea of
         Schraudolph, "A fast, compact approximation of the exponential function", 1999).
         """
-        exponents = self._weights
-        np.subtract(row, np.float32(peak), out=exponents)
-        np.multiply(exponents, np.float32(min(scale * _LOG2_E * _FRACTION, 1e38)), out=exponents)
-        np.add(exponents, np.float32(127 * _FRACTION), out=exponents)
-        if (peak - float(row.min())) * scale > 87.0:  # rarely, and five times the price of a look
+        factor = np.float32(min(scale * _LOG2_E * _FRACTION, 1e38))
+        sums, bounds, done = self._sums, self._bounds, 0
+        if self._kernel is not None:
+            self._parameters[:] = peak, factor
+            self._kernel(row.ctypes.data, *self._addresses)
+            done = self._grouped
+        exponents = self._weights[done:]
+        if len(exponents):
+            np.subtract(row[done:], np.float32(peak), out=exponents)
+            np.multiply(exponents, factor, out=exponents)
+            np.add(exponents, np.float32(127 * _FRACTION), out=exponents)
             np.maximum(exponents, np.float32(0.0), out=exponents)
-        np.copyto(self._bits, exponents, casting="unsafe")
-        bounds = self._bounds
-        sums: Float32 = np.add.reduce(bounds[: self._grouped].reshape(-1, self._groups), axis=0)
+            np.copyto(self._bits[done:], exponents, casting="unsafe")
+        if not done:
+            np.add.reduce(bounds[: self._grouped].reshape(-1, self._groups), axis=0, out=sums)
         rest = self._vocab - self._grouped
         if rest:
             sums[:rest] += bounds[self._grouped :]

@@ -38,6 +38,12 @@ class Batch:
     """[m], rows whose logits are wanted, m <= max_sampled_rows; logits come in this order"""
 
 
+class WeightBounds(Protocol):
+    """kernels.cpu.bounds.WeightBounds, compiled for a vocabulary's whole rows of SAMPLING_COLUMNS; arguments are addresses."""
+
+    def __call__(self, logits: int, parameters: int, bounds: int, sums: int) -> None: ...
+
+
 class StepProgram(Protocol):
     """A model compiled for fixed limits. `execute` appends K and V of all rows first, then attends up to each row's own position."""
 
@@ -50,6 +56,8 @@ class StepProgram(Protocol):
     max_sampled_rows: int
     logits: Float32
     """[max_sampled_rows, vocab]; rows 0..m-1 are valid after `execute`. The engine may write into it before the next `execute`."""
+    weight_bounds: WeightBounds | None
+    """None: sampling does the same with NumPy, bit for bit"""
 
     def execute(self, batch: Batch) -> None: ...
 

@@ -129,3 +129,6 @@ ROW_CHUNK = 16  # rows of one chunk of the row-wise operations
 PRODUCT_ROWS = 128  # activation rows of one chunk of a product: they stay in L2 while the chunk's strips pass
 TILE_TOKENS = 8  # query tokens of one attention item: small enough that the last items of a short chunk balance
 SPLIT_TOKENS, BLOCK_TOKENS, PAGE_TOKENS = 512, 64, 16
+
+# ---- sampling
+SAMPLING_COLUMNS = 1024  # ids equal modulo this share a sum of bounds.WeightBounds

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from llvmlite import ir
 
-from headway.kernels.cpu.emit import I8, I64, LOG2E, Kit, Value, vector
+from headway.kernels.cpu.emit import LOG2E, Kit, Value
 from headway.kernels.cpu.isa import Isa
 
 Kind = Literal["q4_1", "q8_0", "f32", "f16", "bf16"]
