@@ -6,7 +6,9 @@ import pytest
 
 from headway.core.law import IterationLaw
 from headway.core.slo import Slo
-from tests.scheduling.simulator import FOUR_TIMES, LAPTOP, Job, demo_mix, simulate
+from headway.scheduling.iteration import apply, compose, new_view
+from headway.scheduling.messages import Result, Submit
+from tests.scheduling.simulator import FOUR_TIMES, LAPTOP, Job, demo_mix, engine_spec, simulate
 
 # About 71 % of what the simulated fcfs engine sustains on this mix when all of it waits at the start (0.95 x {1, 2, 0.2} a second).
 RATES = {"chat": 0.67, "completion": 1.35, "summary": 0.135}
@@ -78,3 +80,30 @@ def test_background_work_is_never_shed_and_ends() -> None:
     assert not seen.shed
     assert all(len(seen.token_ns[last + i]) == 20 for i in range(1, 8))
     assert seen.share("chat") == 1.0
+
+
+def test_a_machine_that_becomes_slower_in_the_middle_of_a_prompt_breaks_no_gap() -> None:
+    view = new_view(engine_spec(), "headway", {"law": LAPTOP})
+    chat, document = Slo(1.0, 0.05, None, "interactive"), Slo(60.0, 0.5, None, "batch")
+    apply(view, 0, Submit(1, "m", "generate", chat, 0, 40, 0, 400, 0))
+    now_ns, lengths, slower = 0, [], 1.0
+    for n in range(400):
+        if n == 20:
+            apply(view, now_ns, Submit(2, "m", "generate", document, now_ns, 2000, 0, 4, 0))
+        it = compose(view, now_ns)
+        rows = dict(it.work)
+        if 2 in rows:
+            slower = 1.22 if len(lengths) >= 5 else 1.0
+            lengths.append(it.predicted_ns * slower)
+        dt_ns = round(it.predicted_ns * slower)
+        now_ns += dt_ns
+        done = [id for id, units in it.work if view.sequences[id].left == units] + [id for id, _ in it.decode]
+        finished = tuple(id for id in done if view.sequences[id].emitted + 1 >= view.sequences[id].max_tokens)
+        pages = tuple((s.id, -(-(s.context_tokens + rows.get(s.id, 1)) // 16)) for s in view.sequences.values())
+        emitted = tuple((id, 1) for id in done)
+        apply(view, now_ns, Result(n, dt_ns, it.work, emitted, finished, (), pages, {}))
+        if 2 in finished:
+            break
+    assert len(lengths) > 10
+    assert max(lengths) <= 55_000_000
+    assert max(lengths[7:-1]) <= 51_000_000, "after two slow iterations the chunks have shrunk"

@@ -4,6 +4,7 @@ from headway.core.errors import CapacityError, HeadwayError
 from headway.core.law import IterationLaw, OnlineCorrection
 from headway.core.slo import resolve
 from headway.scheduling import learned
+from headway.scheduling.kernels import RECENT_DOWN, RECENT_UP
 from headway.scheduling.messages import Abort, Amend, Change, Iteration, LawUpdate, Pace, Result, Submit
 from headway.scheduling.policies import fcfs, headway
 from headway.scheduling.view import SequenceView, View, new_view, plan
@@ -89,6 +90,7 @@ def _apply_law(view: View, change: LawUpdate) -> None:
             mv.correction = OnlineCorrection.of(law)
             view.decode_ratios = learned.new_ratios(law.residual)
             view.mixed_ratios = learned.new_ratios(law.residual)
+            view.recent_ratio = 1.0
     view.refresh_margins()
 
 
@@ -158,6 +160,9 @@ def _learn(view: View, result: Result) -> None:
     actual_s = result.dt_ns / 1e9
     ratio = actual_s / max(mv.law.c_host_s + mv.law.s * bare_s, 1e-9)
     learned.observe_ratio(view.mixed_ratios if chunks else view.decode_ratios, ratio)
+    if chunks:
+        step = RECENT_UP if ratio > view.recent_ratio else RECENT_DOWN
+        view.recent_ratio += step * (min(ratio, 2.0) - view.recent_ratio)
     mv.correction.observe(bare_s, actual_s)
     mv.law = mv.correction.corrected(mv.law)
     view.refresh_margins()

@@ -119,6 +119,8 @@ class View:
     decode_ratios: ForgetfulHistogram = field(default_factory=learned.new_ratios)
     mixed_ratios: ForgetfulHistogram = field(default_factory=learned.new_ratios)
     lengths: ForgetfulHistogram = field(default_factory=learned.new_lengths)
+    recent_ratio: float = 1.0
+    """actual / predicted of the last mixed iterations, quick to rise"""
     decode_margin: float = 1.05
     mixed_margin: float = 1.05
     typical_length: int = learned.LENGTH_COLD_TOKENS
@@ -143,10 +145,11 @@ class View:
         self.typical_length = learned.expected_length(self.lengths, PROMISE_QUANTILE, 1 << 30)
 
     def refresh_margins(self) -> None:
-        """Budget / margin is what compose predicts up to: 95 % of iterations end within the pace, 99.5 % within 1.1 x (`TAIL_STRETCH`)."""
+        """Budget / margin is what compose predicts up to: 95 % of iterations end within the pace, 99.5 % within 1.1 x (`TAIL_STRETCH`);
+        `recent_ratio` believes a machine that has just become slower before the quantiles know."""
         self.decode_margin = clip_margin(learned.ratio_quantile(self.decode_ratios, 0.95))
         tail = min(learned.ratio_quantile(self.mixed_ratios, 0.995) / TAIL_STRETCH, TAIL_MARGIN_HIGH)
-        self.mixed_margin = clip_margin(max(learned.ratio_quantile(self.mixed_ratios, 0.95), tail))
+        self.mixed_margin = clip_margin(max(learned.ratio_quantile(self.mixed_ratios, 0.95), tail, self.recent_ratio))
 
     def to_plain(self) -> dict[str, object]:
         """JSON-able; `from_plain` restores it exactly."""
@@ -159,6 +162,7 @@ class View:
             "pace_ns": self.pace_ns,
             "submitted": self.submitted,
             "learned": [self.decode_ratios.to_plain(), self.mixed_ratios.to_plain(), self.lengths.to_plain()],
+            "recent_ratio": self.recent_ratio,
         }
 
     @staticmethod
@@ -185,6 +189,7 @@ class View:
             decode_ratios=ForgetfulHistogram.from_plain(decode),
             mixed_ratios=ForgetfulHistogram.from_plain(mixed),
             lengths=ForgetfulHistogram.from_plain(lengths),
+            recent_ratio=cast(float, plain["recent_ratio"]),
         )
         view.refresh_margins()
         view.refresh_length()

@@ -9,7 +9,7 @@
 """
 
 from headway.scheduling.batch_plan import BatchPlan
-from headway.scheduling.kernels import IDLE_PACE_NS, TILE_TOKENS
+from headway.scheduling.kernels import CALM_SHARE, IDLE_PACE_NS, TILE_TOKENS
 from headway.scheduling.messages import Iteration
 from headway.scheduling.view import SequenceView, View
 
@@ -49,13 +49,14 @@ def compose(view: View, now_ns: int) -> Iteration:
         prefills = [s for s in prefills if s not in plan.preempt]
     ranked = _rank(plan, prefills, gap_ns / 1e9 / view.mixed_margin, now_ns)
     split = next((i for i, (rank, *_) in enumerate(ranked) if rank == IDLE), len(ranked))
-    _fill(plan, [s for *_, s in ranked[:split]], budget_s)
+    calm_s = budget_s * CALM_SHARE if main and len(ranked) == 1 else budget_s
+    _fill(plan, ranked[:split], budget_s, calm_s)
     if not plan.work and split:
         _slack_tile(plan, ranked[0][-1], main, gap_ns, now_ns)
     if idle:
         _add_idle_rows(plan, [s for s in idle if s not in plan.preempt], pace_ns / 1e9 / view.decode_margin)
     if split < len(ranked):
-        _fill(plan, [s for *_, s in ranked[split:] if s not in plan.preempt], budget_s)
+        _fill(plan, [row for row in ranked[split:] if row[-1] not in plan.preempt], budget_s, calm_s)
     plan.force_progress()
     return plan.finish(max(pace_ns, 0))
 
@@ -75,39 +76,47 @@ def _drop_loose_rows(plan: BatchPlan, main: list[SequenceView], gap_ns: int, now
             plan.drop_decode(s)
 
 
-def _rank(plan: BatchPlan, prefills: list[SequenceView], budget_s: float, now_ns: int) -> list[tuple[int, int, int, SequenceView]]:
-    """(rank, due, order, sequence), sorted: on track by due time, then late ones, then best effort."""
-    ranked: list[tuple[int, int, int, SequenceView]] = []
+Ranked = tuple[int, int, int, bool, SequenceView]
+"""(rank, due, order, calm, sequence)"""
+
+
+def _rank(plan: BatchPlan, prefills: list[SequenceView], budget_s: float, now_ns: int) -> list[Ranked]:
+    """Sorted: on track by due time, then late ones, then best effort. Calm: a quarter of the time left would do."""
+    ranked: list[Ranked] = []
     seconds_per_token: dict[str, float] = {}
     for s in prefills:
         due_ns = s.next_due_ns() if s.emitted else s.first_due_ns()
+        left_ns = due_ns - now_ns
+        awaited = s.emitted == 0 and s.ttft_ns >= 0
+        needed_ns = s.left * _seconds_per_token(plan, s, budget_s, seconds_per_token) * 1e9 if awaited else 0.0
         if s.idle_only:
             rank = IDLE
-        elif s.missed or (s.emitted == 0 and s.ttft_ns >= 0 and _too_late(plan, s, budget_s, due_ns - now_ns, seconds_per_token)):
+        elif s.missed or (awaited and needed_ns > left_ns):  # out of reach even if every coming iteration gave all its prefill time to it
             rank = LATE
         else:
             rank = ON_TRACK
-        ranked.append((rank, due_ns, s.order, s))
+        calm = rank == IDLE or (rank == ON_TRACK and s.emitted == 0 and 4 * needed_ns < left_ns) or due_ns < 0
+        ranked.append((rank, due_ns, s.order, calm, s))
     ranked.sort(key=lambda row: row[:3])
     return ranked
 
 
-def _too_late(plan: BatchPlan, s: SequenceView, budget_s: float, left_ns: int, seconds_per_token: dict[str, float]) -> bool:
-    """Whether the due time is out of reach even if every coming iteration gave all its prefill time to this prompt."""
-    per_token = seconds_per_token.get(s.model)
+def _seconds_per_token(plan: BatchPlan, s: SequenceView, budget_s: float, known: dict[str, float]) -> float:
+    """Of a prompt read in iterations of `budget_s`; asked once a model."""
+    per_token = known.get(s.model)
     if per_token is None:
         cap = plan.view.spec.max_rows
         chunk = plan.largest_chunk(s, budget_s, cap) or TILE_TOKENS
         mp = plan.models[s.model]
         law = plan.view.models[s.model].law
         per_token = law.predict_s(mp.decode_rows, mp.kv_read_tokens, ((chunk, s.context_tokens),), mp.sampled) / chunk
-        seconds_per_token[s.model] = per_token
-    return s.left * per_token * 1e9 > left_ns
+        known[s.model] = per_token
+    return per_token
 
 
-def _fill(plan: BatchPlan, prefills: list[SequenceView], budget_s: float) -> None:
+def _fill(plan: BatchPlan, ranked: list[Ranked], budget_s: float, calm_s: float) -> None:
     starts = True
-    for s in prefills:
+    for _, _, _, calm, s in ranked:
         if plan.rows_left <= 0 or plan.segments_left <= 0:
             return
         if not s.started and not (starts and plan.may_start(s)):
@@ -117,7 +126,7 @@ def _fill(plan: BatchPlan, prefills: list[SequenceView], budget_s: float) -> Non
         if cap <= 0:
             starts = starts and s.started
             continue
-        chunk = plan.largest_chunk(s, budget_s, cap)
+        chunk = plan.largest_chunk(s, calm_s if calm else budget_s, cap)
         if chunk <= 0:
             return  # the pace is used up
         plan.add_chunk(s, chunk)
