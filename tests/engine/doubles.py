@@ -16,7 +16,7 @@ POISON = -7
 
 
 class HistoryProgram:
-    weight_bounds = None
+    draw_kernels = None
 
     def __init__(
         self, *, vocab=97, context_tokens=256, page_tokens=16, pages=32, max_rows=64, max_segments=16, max_sampled_rows=8, classes=True

@@ -10,21 +10,21 @@ from hypothesis import strategies as st
 from headway.engine.sampling import BadLogits, Sampler, uniform
 from headway.engine.wire import Sampling
 from headway.kernels.cpu import isa
-from headway.kernels.cpu.bounds import WeightBounds
+from headway.kernels.cpu.bounds import Propose, WeightBounds
 from headway.kernels.cpu.compile import compile_kernel
 from headway.kernels.cpu.objects import Linked
 
 
-@pytest.fixture(params=[level for level in isa.LEVELS if isa.host_supports(level)], ids=lambda level: level.name)
-def kernels_of_this_cpu(request):
-    """A kernel compiled for one ISA level, callable with addresses."""
-    kept = []
+class Compiled:
+    """step.DrawKernels for one ISA level, not through a program."""
 
-    def compiled(kernel):
-        kept.append(Linked([compile_kernel(kernel, request.param)]))
-        return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * kernel.arguments)(kept[-1].address(kernel.symbol))
-
-    return compiled
+    def __init__(self, level, vocab):
+        columns = min(1024, vocab)
+        kernels = WeightBounds(columns, vocab // columns), Propose(columns, vocab)
+        self._linked = Linked([compile_kernel(kernel, level) for kernel in kernels])
+        self.weight_bounds, self.propose = (
+            ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * kernel.arguments)(self._linked.address(kernel.symbol)) for kernel in kernels
+        )
 
 
 def oracle(row, sampling):
@@ -150,15 +150,17 @@ def test_banned_tokens_are_never_drawn(kind):
     assert not draws(row, Sampling(1, temperature=2.0, **kind), 300)[::2].any()
 
 
+@pytest.mark.parametrize("level", [level for level in isa.LEVELS if isa.host_supports(level)], ids=lambda level: level.name)
 @pytest.mark.parametrize(("vocab", "spread", "temperature"), [(1024, 1.0, 0.7), (5000, 6.0, 1.0), (2048, 300.0, 0.01), (49152, 3.0, 1.3)])
-def test_the_compiled_bounds_are_those_of_numpy_bit_for_bit(vocab, spread, temperature, kernels_of_this_cpu):
+def test_the_compiled_draw_is_that_of_numpy_bit_for_bit(vocab, spread, temperature, level):
     row = (np.random.default_rng(vocab).normal(size=vocab) * spread).astype(np.float32)
-    kernel = kernels_of_this_cpu(WeightBounds(min(1024, vocab), vocab // min(1024, vocab)))
-    plain, compiled = Sampler(vocab), Sampler(vocab, kernel)
+    plain, compiled = Sampler(vocab), Sampler(vocab, Compiled(level, vocab))
     peak = float(row.max())
     sums = [s._bound(row, peak, 1 / temperature).copy() for s in (plain, compiled)]
     assert (sums[0] == sums[1]).all()
     assert (plain._bounds == compiled._bounds).all()
+    for u in (0.0, 1e-9, 0.1, 0.5, 0.999, 1 - 2.0**-53):
+        assert plain._propose(u) == compiled._propose(u)
     sampling = Sampling(1, temperature=temperature, seed=5)
     best = int(row.argmax())
     assert [plain.sample(row, best, sampling, i) for i in range(50)] == [compiled.sample(row, best, sampling, i) for i in range(50)]

@@ -24,7 +24,7 @@ STEP_S = "HEADWAY_TEST_STEP_S"
 class ScriptedProgram:
     vocab, context_tokens, page_tokens, pages = VOCAB, 1024, 16, 512
     max_rows, max_segments, max_sampled_rows = 256, 128, 64
-    weight_bounds = None
+    draw_kernels = None
 
     def __init__(self, step_s: float) -> None:
         self.logits = np.zeros((self.max_sampled_rows, VOCAB), np.float32)

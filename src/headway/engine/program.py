@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from headway.attention.paged import HeadShape, PagedAttention
 from headway.attention.pages import PagePool
 from headway.core.errors import CapacityError, ConfigError
-from headway.engine.step import Batch, Float32
-from headway.engine.step import WeightBounds as Bounds
+from headway.engine.step import Batch, DrawKernels, Float32
 from headway.engine.weights import Matrix, PackedWeights
 from headway.kernels.cpu import layout as at
-from headway.kernels.cpu.bounds import WeightBounds
+from headway.kernels.cpu.bounds import Propose, WeightBounds
 from headway.kernels.cpu.compile import Kernel
 from headway.kernels.cpu.isa import Isa
 from headway.kernels.cpu.memory import Arena, address
@@ -107,11 +106,10 @@ class CpuProgram:
         self._compile(plan)
         self._read = plan.add(at.OP_READ, {}, {at.L_KERNEL: ReadBytes()})
         plan.add(at.OP_EMPTY, {}, {})
-        bounds = _bounds_kernel(c.vocab, self.isa)
-        kernels = [*plan.kernels.values(), *([bounds] if bounds else [])]
-        objects = cache.kernels(kernels, progress, team.n_threads)
+        draw = _draw_kernels(c.vocab, self.isa)
+        objects = cache.kernels([*plan.kernels.values(), *(draw or ())], progress, team.n_threads)
         self._linked = Linked(list(objects.values()))
-        self.weight_bounds: Bounds | None = _CompiledBounds(bounds, self._linked) if bounds else None
+        self.draw_kernels: DrawKernels | None = _DrawKernels(draw, self._linked) if draw else None
         self._install(plan)
 
     # ---- memory
@@ -360,20 +358,20 @@ class CpuProgram:
         return found
 
 
-class _CompiledBounds:
-    """step.WeightBounds by address; keeps the code it calls."""
+class _DrawKernels:
+    """step.DrawKernels by address; keeps the code it calls."""
 
-    def __init__(self, kernel: WeightBounds, linked: Linked) -> None:
+    def __init__(self, kernels: tuple[WeightBounds, Propose], linked: Linked) -> None:
         self._linked = linked
-        self._call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * kernel.arguments)(linked.address(kernel.symbol))
+        self.weight_bounds, self.propose = (
+            ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * kernel.arguments)(linked.address(kernel.symbol)) for kernel in kernels
+        )
 
-    def __call__(self, logits: int, parameters: int, bounds: int, sums: int) -> None:
-        self._call(logits, parameters, bounds, sums)
 
-
-def _bounds_kernel(vocab: int, isa: Isa) -> WeightBounds | None:
+def _draw_kernels(vocab: int, isa: Isa) -> tuple[WeightBounds, Propose] | None:
+    """None for toy vocabularies of no whole vector."""
     columns = min(at.SAMPLING_COLUMNS, vocab)
-    return None if columns % isa.lanes else WeightBounds(columns, vocab // columns)
+    return None if columns % isa.lanes else (WeightBounds(columns, vocab // columns), Propose(columns, vocab))
 
 
 def _up(n_bytes: int) -> int:

@@ -55,7 +55,7 @@ class Resident:
         self.changed: set[int] = set()
         """ids whose number of pages changed since the caller last cleared it"""
         self._builder = BatchBuilder(program, self.tables)
-        self._sampler = Sampler(program.vocab, program.weight_bounds)
+        self._sampler = Sampler(program.vocab, program.draw_kernels)
         self._classes_matter = accuracy == "fast"
 
     # ---- life of a sequence --------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headway.core.errors import HeadwayError
-from headway.engine.step import Float32, WeightBounds
+from headway.engine.step import DrawKernels, Float32
 from headway.engine.wire import Sampling, TokenLogprobs
 from headway.kernels.cpu import layout as at
 
@@ -57,9 +57,9 @@ def uniforms(seed: int, sample_index: int, position: int, attempt: int) -> tuple
 class Sampler:
     """Scratch for one vocabulary; rows are float32 [vocab], contiguous, and are not changed."""
 
-    def __init__(self, vocab: int, weight_bounds: WeightBounds | None = None) -> None:
+    def __init__(self, vocab: int, kernels: DrawKernels | None = None) -> None:
         self._vocab = vocab
-        self._kernel = weight_bounds
+        self._kernels = kernels
         self._groups = min(_GROUPS, vocab)
         self._grouped = vocab // self._groups * self._groups
         self._weights: Float32 = np.zeros(vocab, np.float32)
@@ -68,7 +68,10 @@ class Sampler:
         self._mask: NDArray[np.bool_] = np.zeros(vocab, np.bool_)
         self._sums: Float32 = np.zeros(self._groups, np.float32)
         self._parameters: Float32 = np.zeros(2, np.float32)
-        self._addresses = [int(array.ctypes.data) for array in (self._parameters, self._bits, self._sums)]
+        self._numbers: NDArray[np.float64] = np.zeros(6, np.float64)
+        self._token = self._numbers.view(np.int64)[1:2]
+        arrays = (self._parameters, self._numbers, self._bits, self._sums)
+        self._parameters_at, self._numbers_at, self._bounds_at, self._sums_at = (int(array.ctypes.data) for array in arrays)
         self._bins: NDArray[np.intp] = np.zeros(vocab, np.intp)
 
     def sample(self, row: Float32, best: int, sampling: Sampling, position: int) -> int:
@@ -140,9 +143,9 @@ class Sampler:
         """
         factor = np.float32(min(scale * _LOG2_E * _FRACTION, 1e38))
         sums, bounds, done = self._sums, self._bounds, 0
-        if self._kernel is not None:
+        if self._kernels is not None:
             self._parameters[:] = peak, factor
-            self._kernel(row.ctypes.data, *self._addresses)
+            self._kernels.weight_bounds(row.ctypes.data, self._parameters_at, self._bounds_at, self._sums_at)
             done = self._grouped
         exponents = self._weights[done:]
         if len(exponents):
@@ -163,27 +166,37 @@ class Sampler:
         weight in the bound, reject what top-p and min-p leave out. The order of ids does not matter to the distribution, only to be fixed.
         """
         seed, sample_index, top_p = sampling.seed, sampling.sample_index, sampling.top_p
-        sums = self._bound(row, peak, scale)
-        cumulative = sums.astype(np.float64).cumsum()
-        total = float(cumulative[-1])
+        self._bound(row, peak, scale)
         for attempt in range(_ATTEMPTS):
             u, v = uniforms(seed, sample_index, position, attempt)
-            target = u * total
-            column = min(int(cumulative.searchsorted(target, side="right")), len(cumulative) - 1)
-            start = float(cumulative[column - 1]) if column else 0.0
-            proposed = float(cumulative[column]) - start  # of the column: float32 sums
-            members = self._bounds[column :: self._groups].astype(np.float64).cumsum()
-            mass = float(members[-1])
-            inside = min(int(members.searchsorted((target - start) / proposed * mass, side="right")), len(members) - 1)
-            token = column + inside * self._groups
+            token, bound, proposed, mass, total = self._propose(u)
             weight = math.exp((float(row[token]) - peak) * scale)
             # The token was proposed with bound / mass * proposed: dividing by that takes the rounding of the sums out again.
-            if v * _MARGIN * float(self._bounds[token]) * proposed >= weight * mass or weight < sampling.min_p:
+            if v * _MARGIN * bound * proposed >= weight * mass or weight < sampling.min_p:
                 continue
             if top_p >= 1.0 or self._in_nucleus(row, peak, scale, total, top_p, token):
                 return token
         u = uniform(seed, sample_index, position)
         return self._draw_nucleus(row, peak, scale, sampling, u)
+
+    def _propose(self, u: float) -> tuple[int, float, float, float, float]:
+        """(id, its bound, its column's sum as proposed, in float64, the sum of all columns); `kernels.cpu.bounds.Propose` says how."""
+        if self._kernels is not None:
+            self._numbers[0] = u
+            self._kernels.propose(self._numbers_at, self._bounds_at, self._sums_at)
+            _, _, bound, proposed, mass, total = self._numbers.tolist()
+            return int(self._token[0]), bound, proposed, mass, total
+        cumulative = self._sums.astype(np.float64).cumsum()
+        total = float(cumulative[-1])
+        target = u * total
+        column = min(int(cumulative.searchsorted(target, side="right")), len(cumulative) - 1)
+        start = float(cumulative[column - 1]) if column else 0.0
+        proposed = float(cumulative[column]) - start  # of the column: float32 sums
+        members = self._bounds[column :: self._groups].astype(np.float64).cumsum()
+        mass = float(members[-1])
+        inside = min(int(members.searchsorted((target - start) / proposed * mass, side="right")), len(members) - 1)
+        token = column + inside * self._groups
+        return token, float(self._bounds[token]), proposed, mass, total
 
     def _in_nucleus(self, row: Float32, peak: float, scale: float, bound: float, top_p: float, token: int) -> bool:
         """Whether the tokens before this one, by logit and then id, have less than `top_p` of the mass. `bound`: the sum of the bounds."""

@@ -38,10 +38,12 @@ class Batch:
     """[m], rows whose logits are wanted, m <= max_sampled_rows; logits come in this order"""
 
 
-class WeightBounds(Protocol):
-    """kernels.cpu.bounds.WeightBounds, compiled for a vocabulary's whole rows of SAMPLING_COLUMNS; arguments are addresses."""
+class DrawKernels(Protocol):
+    """kernels.cpu.bounds compiled for a vocabulary, columns of SAMPLING_COLUMNS ids; arguments are addresses."""
 
-    def __call__(self, logits: int, parameters: int, bounds: int, sums: int) -> None: ...
+    def weight_bounds(self, logits: int, parameters: int, bounds: int, sums: int) -> None: ...
+
+    def propose(self, numbers: int, bounds: int, sums: int) -> None: ...
 
 
 class StepProgram(Protocol):
@@ -56,7 +58,7 @@ class StepProgram(Protocol):
     max_sampled_rows: int
     logits: Float32
     """[max_sampled_rows, vocab]; rows 0..m-1 are valid after `execute`. The engine may write into it before the next `execute`."""
-    weight_bounds: WeightBounds | None
+    draw_kernels: DrawKernels | None
     """None: sampling does the same with NumPy, bit for bit"""
 
     def execute(self, batch: Batch) -> None: ...

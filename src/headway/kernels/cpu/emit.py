@@ -13,7 +13,7 @@ from llvmlite import ir
 from headway.kernels.cpu.isa import Isa
 
 I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
-F16, F32, VOID = ir.HalfType(), ir.FloatType(), ir.VoidType()
+F16, F32, F64, VOID = ir.HalfType(), ir.FloatType(), ir.DoubleType(), ir.VoidType()
 Value = Any  # llvmlite has no types of its own to annotate with
 
 # 2**f on [-0.5, 0.5], Horner, highest power first; max relative error 1.9e-7 in float32 (specs/attention.md 6.3)

@@ -186,7 +186,7 @@ def _quantised(k: Kit, p: Product, vectors: list[tuple[Value, int]], x: Value, r
 def _wide(k: Kit, p: Product, vectors: list[tuple[Value, int]], x: Value, row: int, share: Share) -> list[Value]:
     """Two planes as one int16, multiplied with pairs of weights: for each field of a word of weights, shift, mask, multiply, add.
 
-    A word of Q4_1 holds four inputs, one of Q8_0 two; the words of a row's group are its inputs (0, 2) and (1, 3), the order PrepareRow stores.
+    A word of Q4_1 holds four inputs, one of Q8_0 two; the words of a row's group are its inputs (0, 2) and (1, 3): PrepareRow's order.
     """
     b, block, record = k.b, BLOCK_BYTES[p.kind], record_bytes(2)
     # of a group of weights: its offset in the block, then each field's first bit and the byte of the activations it is multiplied with
