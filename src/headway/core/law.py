@@ -17,6 +17,8 @@ SCHEMA = "headway.law/1"
 # specs/scheduling.md 3.2: half-life 2,000 iterations, alarm at 25 % drift.
 FORGET = 0.5 ** (1.0 / 2000.0)
 DRIFT_ALARM = 0.25
+HOST_RISE_S = 0.010
+"""Host time may be corrected upward by this much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,12 +331,15 @@ class OnlineCorrection:
         self.drift += (error - self.drift) * 0.01
 
     def _bounded(self, c_host_s: float, s: float) -> tuple[float, float]:
-        return min(max(c_host_s, 0.0), self.fitted_c_host_s + 0.010), min(max(s, 0.5 * self.fitted_s), 2.0 * self.fitted_s)
+        return min(max(c_host_s, 0.0), self.fitted_c_host_s + HOST_RISE_S), min(max(s, 0.5 * self.fitted_s), 2.0 * self.fitted_s)
 
     @property
     def alarm(self) -> bool:
-        """True when `s`, or the recent mean error, is 25 % off the fitted law: calibrate again."""
-        return abs(self.s / self.fitted_s - 1.0) > DRIFT_ALARM or abs(self.drift) > DRIFT_ALARM if self.fitted_s > 0 else False
+        """True when `s`, or the recent mean error, is 25 % off the fitted law, or host time is at its upper bound: calibrate again."""
+        if self.fitted_s <= 0:
+            return False
+        host_at_bound = self.c_host_s >= self.fitted_c_host_s + HOST_RISE_S
+        return host_at_bound or abs(self.s / self.fitted_s - 1.0) > DRIFT_ALARM or abs(self.drift) > DRIFT_ALARM
 
     def corrected(self, law: IterationLaw) -> IterationLaw:
         """The law with today's (c_host, s)."""

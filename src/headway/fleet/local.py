@@ -358,6 +358,7 @@ class LocalFleet:
             "accuracy": self._config.accuracy,
             "policy": self._config.policy,
             "law": self._laws,
+            "law_made_by": {law_id: str(law.get("made_by", "")) for law_id, law in self._laws.items()},
             "slack_ms": None if report is None else report.slack_ns / 1e6,
             "iteration_ms": None if report is None else report.dt_ns / 1e6,
             "pace_ms": self._pace_ns / 1e6 if self._pace_ns else None,
