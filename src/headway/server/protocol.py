@@ -7,9 +7,9 @@ knows is ignored and reported to the caller for the log.
 from dataclasses import dataclass, field
 from typing import Any
 
+from headway.core import fields
 from headway.core.errors import InvalidRequest
-from headway.server import fields
-from headway.server.fields import Object, expect
+from headway.core.fields import Object, expect
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 MAX_SAMPLES = 16

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from headway.core.errors import HeadwayError
 from headway.core.slo import Ended, Score, Slo
+from headway.core.stops import StopMatcher
 from headway.engine.wire import Sampling, TokenLogprobs
 from headway.fleet.ticket import FleetRequest
 from headway.server.board import Board
@@ -22,7 +23,6 @@ from headway.server.protocol import Asked
 from headway.server.replies import ChatChunks, Chunks, CompletionChunks, TokenNote, Usage, chat_logprobs, completion_logprobs
 from headway.server.sequence import Piece, Sequence
 from headway.server.served import ServedModel
-from headway.server.stops import StopMatcher
 
 KEEP_ALIVE_S = 15.0  # specs/engine.md 5.4
 DONE = b"data: [DONE]\n\n"
