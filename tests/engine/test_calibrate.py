@@ -49,11 +49,12 @@ def test_the_quick_grid_sees_decode_batches_of_two_and_sixteen_rows(loaded: Any)
 def test_a_quick_law_is_kept_only_when_it_was_measured_on_a_quiet_machine(loaded: Any, others: list[float]) -> None:
     others[0] = 0.3
     law = calibrate.law_for(loaded, lambda what, fraction: None)
-    assert law.made_by == "quick"
+    assert law.made_by == "quick, machine busy"
     assert calibrate.saved_law(loaded) is None
 
     others[0] = 0.0
     law = calibrate.law_for(loaded, lambda what, fraction: None)
+    assert law.made_by == "quick"
     assert calibrate.saved_law(loaded) == law
     assert calibrate.law_for(loaded, lambda what, fraction: pytest.fail("measured again")) == law
 
@@ -82,16 +83,30 @@ def _view(law: IterationLaw, wrong: bool) -> Any:
     return SimpleNamespace(law=law, correction=correction)
 
 
-def test_a_quick_law_that_proved_wrong_is_measured_again_without_touching_pages_in_use(loaded: Any, others: list[float]) -> None:
+@pytest.mark.parametrize(
+    ("made_by", "wrong", "again"),
+    [
+        ("quick", False, False),
+        ("quick", True, True),
+        ("quick, machine busy", False, True),
+        ("calibrate", True, False),
+    ],
+)
+def test_a_law_is_measured_again_when_it_is_quick_and_doubtful(loaded: Any, made_by: str, wrong: bool, again: bool) -> None:
+    pool = PagePool(loaded.program.pages, 16, lambda page: None)
+    law = IterationLaw(d1=1e-3, p1=1e-3, made_by=made_by)
+    due_in_s = remeasure.QuickRemeasure(loaded, pool).due_in_s(_view(law, wrong))
+    assert (due_in_s is not None) == again
+
+
+def test_measuring_again_leaves_pages_in_use_alone_and_waits_twice_as_long_for_the_next_time(loaded: Any, others: list[float]) -> None:
     pool = PagePool(loaded.program.pages, 16, lambda page: None)
     mine = pool.allocate(20)
     quick = IterationLaw(d1=1e-3, p1=1e-3, made_by="quick")
     again = remeasure.QuickRemeasure(loaded, pool)
-    assert not again.wanted(_view(quick, wrong=False))
-    assert not again.wanted(_view(dataclasses.replace(quick, made_by="calibrate"), wrong=True))
-    assert again.wanted(_view(quick, wrong=True))
-
-    law = None
+    first_wait_s = again.due_in_s(_view(quick, wrong=True))
+    law = again.take()
+    assert again.due_in_s(_view(quick, wrong=False)) == 0.0, "what was begun is brought to its end"
     while law is None:
         free = pool.free_pages
         law = again.take()
@@ -99,7 +114,8 @@ def test_a_quick_law_that_proved_wrong_is_measured_again_without_touching_pages_
     assert law.made_by == "quick" and law != quick
     assert calibrate.saved_law(loaded) == law
     assert np.all(loaded.program.kv[mine] == POISON)
-    assert not again.wanted(_view(quick, wrong=True)), "not twice within a minute"
+    second_wait_s = again.due_in_s(_view(quick, wrong=True))
+    assert first_wait_s and second_wait_s and second_wait_s > 1.5 * first_wait_s
 
 
 def test_an_idle_engine_measures_in_pieces_and_a_message_is_heard_between_two(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,8 +147,8 @@ def test_an_idle_engine_measures_in_pieces_and_a_message_is_heard_between_two(mo
         def step(self, now_ns: int, clock: object) -> None:
             return None
 
-        def wants_measuring(self) -> bool:
-            return self.pieces > 0
+        def measure_in_s(self) -> float | None:
+            return 0.0 if self.pieces else None
 
         def measure_more(self) -> list[str]:
             self.pieces -= 1

@@ -53,9 +53,9 @@ class ScriptedEngine(Engine):
         """A millisecond an iteration, so that a test can tell what arrived."""
         return self.iterations / 1e3
 
-    def wants_measuring(self) -> bool:
+    def measure_in_s(self) -> float | None:
         """A scripted program has no law to measure."""
-        return False
+        return None
 
     def measure_more(self) -> list[LawUpdate]:
         return []

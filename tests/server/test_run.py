@@ -122,7 +122,13 @@ def test_a_second_signal_stops_at_once(process: Process) -> None:
 
 
 @pytest.mark.parametrize(
-    ("made_by", "words"), [("quick", ["quick", "7%", "headway calibrate"]), ("calibrate", ["calibrated", "7%"]), ("", ["none yet"])]
+    ("made_by", "words"),
+    [
+        ("quick", ["quick", "7%", "headway calibrate"]),
+        ("quick, machine busy", ["busy"]),
+        ("calibrate", ["calibrated", "7%"]),
+        ("", ["none yet"]),
+    ],
 )
 def test_the_start_lines_say_how_the_law_was_made(made_by: str, words: list[str]) -> None:
     laws = {"tiny/generate": {"made_by": made_by, "fit": {"mape": 0.07}}} if made_by else {}

@@ -34,8 +34,8 @@ class LoadedEngine(Engine):
         self._name = settings.model
         self._remeasure = QuickRemeasure(loaded, self._residents[settings.model].pool)
 
-    def wants_measuring(self) -> bool:
-        return self._remeasure.wanted(self.view.models[self._name])
+    def measure_in_s(self) -> float | None:
+        return self._remeasure.due_in_s(self.view.models[self._name])
 
     def measure_more(self) -> list[LawUpdate]:
         law = self._remeasure.take()

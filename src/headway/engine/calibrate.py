@@ -47,8 +47,8 @@ FULL: tuple[Shape, ...] = (
 REPEATS = 5
 QUICK_REPEATS = 3
 QUICK_LIMIT_S = 2.5  # a server's cold start has 5 s for everything
-QUICK_LAW, CALIBRATED = "quick", "calibrate"
-"""What `IterationLaw.made_by` says of a law measured here."""
+QUICK_LAW, QUICK_BUSY, CALIBRATED = "quick", "quick, machine busy", "calibrate"
+"""What `IterationLaw.made_by` says of a law measured here; QUICK_BUSY: others were using the cores meanwhile."""
 
 
 def _batch(program: CpuProgram, shape: Shape, seed: int, pages: Sequence[int]) -> Batch:
@@ -173,9 +173,16 @@ def law_for(loaded: LoadedModel, progress: Progress) -> IterationLaw:
     if law is None:
         watch = QuietWatch()
         points = measure(loaded.program, QUICK, QUICK_REPEATS, limit_s=QUICK_LIMIT_S, progress=lambda fraction: progress("law", fraction))
-        law = fitted(loaded, points, QUICK_LAW)
-        if watch.quiet().is_quiet:
-            save(loaded, law)
+        law = keep_quick(loaded, points, watch)
+    return law
+
+
+def keep_quick(loaded: LoadedModel, points: Sequence[LawPoint], watch: QuietWatch) -> IterationLaw:
+    """The quick law of these points; saved if the machine was quiet since `watch` began."""
+    quiet = watch.quiet().is_quiet
+    law = fitted(loaded, points, QUICK_LAW if quiet else QUICK_BUSY)
+    if quiet:
+        save(loaded, law)
     return law
 
 
@@ -211,9 +218,11 @@ def calibrate(config: ServeConfig, *, quick: bool = False, progress: Callable[[s
         progress(f"measuring {len(shapes)} shapes of iteration on {loaded.team.n_threads} threads ({loaded.program.isa.name}) ...")
         watch = QuietWatch()
         points = measure(loaded.program, shapes, REPEATS, limit_s=25.0 if quick else 110.0)
-        law = fitted(loaded, points, QUICK_LAW if quick else CALIBRATED)
         window = watch.quiet()
-        if window.is_quiet or not quick:
+        if quick:
+            law = keep_quick(loaded, points, watch)
+        else:
+            law = fitted(loaded, points, CALIBRATED)
             save(loaded, law)
         if not window.is_quiet:
             kept = "not kept, a server measures anew when it starts" if quick else "kept; measure again on a quiet machine"

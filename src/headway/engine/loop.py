@@ -58,8 +58,8 @@ class SteppedEngine(Protocol):
     def view_plain(self) -> Any: ...
     def law_updates(self) -> list[LawUpdate]: ...
     def law_news(self) -> list[LawUpdate]: ...
-    def wants_measuring(self) -> bool:
-        """Whether its law proved wrong and should be measured again when there is nothing else to do."""
+    def measure_in_s(self) -> float | None:
+        """In how many seconds its law should be measured again, if nothing else is to do then; None = not at all."""
         ...
 
     def measure_more(self) -> list[LawUpdate]:
@@ -116,14 +116,15 @@ class EngineLoop:
                 self._idle_since_s = None
 
     def _rest(self) -> None:
-        """Sleeps until something arrives, or measures a piece of a law when that is wanted."""
-        if not self._engine.wants_measuring():
+        """Sleeps until something arrives, or measures a piece of a law when it is time for that."""
+        measure_in_s = self._engine.measure_in_s()
+        if measure_in_s is None:
             self._channel.wait(None)
             return
         now_s = time.monotonic()
         if self._idle_since_s is None:
             self._idle_since_s = now_s
-        left_s = self._idle_since_s + MEASURE_AFTER_S - now_s
+        left_s = max(measure_in_s, self._idle_since_s + MEASURE_AFTER_S - now_s)
         if left_s > 0:
             self._channel.wait(left_s)
         else:

@@ -1,16 +1,19 @@
-"""A quick law that proved wrong is measured again while the engine has nothing to do, one shape at a time."""
+"""A quick law that proved wrong, or was measured on a busy machine, is measured again while the engine has nothing to do.
+
+The latter also because a law that is much too slow refuses everything, and then nothing runs that could correct it.
+"""
 
 import time
 
 from headway.core.law import IterationLaw
 from headway.core.machine import QuietWatch
-from headway.engine.calibrate import QUICK, QUICK_LAW, QUICK_REPEATS, Measurement, fitted, save
+from headway.engine.calibrate import QUICK, QUICK_BUSY, QUICK_LAW, QUICK_REPEATS, Measurement, keep_quick
 from headway.engine.load import LoadedModel
 from headway.engine.pool import PagePool
 from headway.scheduling.view import ModelView
 
-AGAIN_AFTER_S = 60.0
-"""Between two measurements: on a machine whose load comes and goes every law is wrong now and then."""
+AGAIN_FIRST_S, AGAIN_LIMIT_S = 60.0, 3600.0
+"""Before the first measurement, then twice as long each time: where others never rest, measuring must not become a load of its own."""
 SCRATCH_PAGES = 256
 
 
@@ -22,16 +25,17 @@ class QuickRemeasure:
         self._loaded = loaded
         self._pool = pool
         self._measurement: Measurement | None = None
-        self._watch: QuietWatch | None = None
-        self._not_before_s = 0.0
+        self._watch = QuietWatch()
+        self._wait_s = AGAIN_FIRST_S
+        self._not_before_s = time.monotonic() + self._wait_s
 
-    def wanted(self, view: ModelView) -> bool:
-        """Whether `take` should be called in the engine's next idle moment."""
+    def due_in_s(self, view: ModelView) -> float | None:
+        """In how many seconds `take` should be called, if the engine is idle then; None = the law is good."""
         if self._measurement is not None:
-            return True
-        return (
-            view.law.made_by == QUICK_LAW and view.correction.alarm and time.monotonic() >= self._not_before_s and self._pool.free_pages > 0
-        )
+            return 0.0
+        made_by = view.law.made_by
+        doubtful = made_by == QUICK_BUSY or (made_by == QUICK_LAW and view.correction.alarm)
+        return max(0.0, self._not_before_s - time.monotonic()) if doubtful and self._pool.free_pages else None
 
     def take(self) -> IterationLaw | None:
         """Times one shape (some 5 to 250 ms); the new law when that was the last. Only between iterations: it uses free pages."""
@@ -45,9 +49,8 @@ class QuickRemeasure:
             self._pool.release(scratch)
         if self._measurement.fraction < 1.0:
             return None
-        law = fitted(self._loaded, self._measurement.points(), QUICK_LAW)
-        if self._watch is not None and self._watch.quiet().is_quiet:
-            save(self._loaded, law)
+        law = keep_quick(self._loaded, self._measurement.points(), self._watch)
         self._measurement = None
-        self._not_before_s = time.monotonic() + AGAIN_AFTER_S
+        self._wait_s = min(2 * self._wait_s, AGAIN_LIMIT_S)
+        self._not_before_s = time.monotonic() + self._wait_s
         return law

@@ -177,8 +177,8 @@ def law_text(stats: dict[str, Any]) -> str:
     if law is None:
         return "none yet"
     error = f"mean error {law['fit']['mape']:.0%}"
-    if law["made_by"] == "quick":
-        return f"quick ({error}, corrected while serving; `headway calibrate` measures a better one)"
+    if law["made_by"].startswith("quick"):
+        return f"{law['made_by']} ({error}, corrected while serving; `headway calibrate` measures a better one)"
     return f"calibrated ({error})"
 
 
