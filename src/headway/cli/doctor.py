@@ -17,9 +17,8 @@ EXAMPLES = """\
 
 # What an extra brings, by the modules it must make importable (pyproject.toml).
 EXTRAS = {
-    "serve": ("numba", "llvmlite", "tokenizers", "jinja2", "fastapi", "uvicorn", "pydantic", "msgspec", "prometheus_client", "rich"),
+    "serve": ("numba", "llvmlite", "tokenizers", "jinja2", "uvicorn", "h11", "msgspec", "prometheus_client"),
     "bench": ("yaml", "rich", "msgspec"),
-    "parquet": ("pyarrow",),
 }
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
