@@ -17,7 +17,7 @@ SOURCE = ROOT / "src" / "headway"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FILE_LINES = 400
 
-# Packages that a room may import beside the standard library (DESIGN.md section 1: what each extra brings).
+# Packages that a room may import beside the standard library (docs/architecture.md: what each extra brings).
 THIRD_PARTY = {
     "core": {"numpy"},
     "scheduling": {"numpy"},

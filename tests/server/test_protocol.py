@@ -1,4 +1,4 @@
-"""What requests are accepted, and that every refusal names its field (specs/engine.md 5.2)."""
+"""What requests are accepted, and that every refusal names its field."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What strict and rude clients see on the wire: a real server, httpx and raw sockets (specs/engine.md 5.4, 5.5, 5.8)."""
+"""What strict and rude clients see on the wire: a real server, httpx and raw sockets (docs/server.md)."""
 
 import json
 import socket

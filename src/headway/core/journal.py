@@ -1,7 +1,8 @@
 """An append-only log of records that survive a crash once acknowledged, with group commit for threads and asyncio.
 
 One background thread writes and syncs: while one fdatasync is in flight, everything that arrives joins the next batch.
-`append` only numbers a record; `commit` (or `commit_async`) waits until it is on the medium. Source: specs/crashtest.md 9.
+`append` only numbers a record; `commit` (or `commit_async`) waits until it is on the medium. Group commit: DeWitt et al., SIGMOD 1984;
+why a failed sync is final: Rebello et al., "Can Applications Recover from fsync Failures?", ATC 2020.
 """
 
 import asyncio

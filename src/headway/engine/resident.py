@@ -38,7 +38,7 @@ class Plan:
 
 class Resident:
     """`accuracy` "fast" gives prompt and generated rows different arithmetic, so that a recomputed row may only reuse pages whose rows had
-    its own classes; in "exact" all rows are alike and classes do not separate pages (DESIGN.md section 5)."""
+    its own classes; in "exact" all rows are alike and classes do not separate pages (docs/engine.md, "Rows and accuracy")."""
 
     def __init__(self, name: str, program: StepProgram, stop_ids: frozenset[int], accuracy: str, kv_dtype: str, max_sequences: int) -> None:
         self.name = name

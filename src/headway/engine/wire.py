@@ -10,7 +10,7 @@ SCHEMA = "headway.wire/1"
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How one sequence's tokens are drawn (specs/engine.md 4.3). temperature 0 = greedy, lowest id on ties.
+    """How one sequence's tokens are drawn (docs/engine.md, "Sampling"). temperature 0 = greedy, lowest id on ties.
 
     `logprobs`: None = none, k >= 0 = the chosen token's raw log-probability and those of the k best.
     `prompt_logprobs` asks the same for every prompt token (completions with echo).

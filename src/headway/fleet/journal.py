@@ -1,4 +1,4 @@
-"""The router's journal: snapshots, events, finishes, and what a crash left open (DESIGN.md 3.5).
+"""The router's journal: snapshots, events, finishes, and what a crash left open (docs/fleet.md).
 
 Files, numbering and group commit are `core.durable`'s. After a failed sync nothing is acknowledged any more and `failure` says why.
 """
@@ -32,7 +32,7 @@ from headway.fleet.ticket import JournalUnavailable
 from headway.scheduling.messages import Shed
 
 CAP_BYTES = 256 << 20
-"""DESIGN.md 3.5; oldest segments are dropped."""
+"""Oldest segments are dropped beyond it."""
 SEGMENT_BYTES = 8 << 20
 """A segment opens with a snapshot; a file holds one, so that what is kept always starts with one."""
 REMEDY = "What runs finishes. Make room, then restart the server: what was acknowledged is kept. Or serve without a record: --journal off"
@@ -181,7 +181,7 @@ class RouterJournal:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        # Final for this process (DESIGN.md 3.5, core.journal): only opening the files anew tells what is on the medium.
+        # Final for this process (core.journal): only opening the files anew tells what is on the medium.
         self.failure = self.failure or f"{str(error) or type(error).__name__}. {REMEDY}"
 
     def _snapshot(self, state: Any, *, first: bool) -> None:

@@ -1,6 +1,6 @@
 """What the router predicts: when a prompt's first token would come on an engine, and whether everybody's promises would still hold.
 
-PolyServe's separate ADMIT tests (specs/scheduling.md section 4) for an engine that reads prompts earliest deadline first.
+PolyServe's admission tests (arXiv 2507.17769), kept apart, for an engine that reads prompts earliest deadline first.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """The ASGI application: routes and what surrounds each request (guard, limits, errors, counts). Plain ASGI down to the socket.
 
-A framework's per-request models would validate bodies twice and hide the transport whose buffer must be measured (specs/engine.md 5.4).
+A framework's per-request models would validate bodies twice and hide the transport whose buffer must be measured.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Every error as a client sees it: status, OpenAI's JSON shape and headers (specs/engine.md 5.5). Pure."""
+"""Every error as a client sees it: status, OpenAI's JSON shape and headers (docs/server.md, "Errors"). Pure."""
 
 import math
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What a client may ask for: chat and completion requests as plain data, read and checked from JSON (specs/engine.md 5.2).
+"""What a client may ask for: chat and completion requests as plain data, read and checked from JSON (docs/server.md, "Requests").
 
 Null means absent. A field of OpenAI's schema that is not supported is refused unless it is at its neutral value; a name nobody
 knows is ignored and reported to the caller for the log.
