@@ -24,7 +24,7 @@ ENDLESS_TEXT = Script(outputs=tuple(Output(0, [65] * 2000) for _ in range(2000))
 
 def script(request: FleetRequest) -> Script:
     """What happens is chosen by the request's cache salt."""
-    quote = Quote(ttft_s=2.5, tpot_s=0.08, after_s=1.0, probability=0.9)
+    quote = Quote(ttft_s=2.5, tpot_s=0.08, after_s=1.0)
     scripts = {
         "refused": Script(refuse=Refused("slo_unattainable", quote, 2.2)),
         "busy": Script(refuse=EngineBusy("16 MiB wait")),
@@ -111,7 +111,7 @@ def test_a_shed_carries_the_quote_and_forbids_retries(server: Running, stream: b
     assert reply.status_code == 429 and reply.headers["retry-after"] == "3" and reply.headers["x-should-retry"] == "false"
     error = reply.json()["error"]
     assert error["type"] == "rate_limit_error" and error["code"] == "slo_unattainable"
-    assert error["headway"]["quote"] == {"ttft_ms": 2500.0, "tpot_ms": 80.0, "after_s": 1.0, "probability": 0.9}
+    assert error["headway"]["quote"] == {"ttft_ms": 2500.0, "tpot_ms": 80.0, "after_s": 1.0}
     idle(server)
 
 
