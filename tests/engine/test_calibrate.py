@@ -105,6 +105,11 @@ def test_measuring_again_leaves_pages_in_use_alone_and_waits_twice_as_long_for_t
     quick = IterationLaw(d1=1e-3, p1=1e-3, made_by="quick")
     again = remeasure.QuickRemeasure(loaded, pool)
     first_wait_s = again.due_in_s(_view(quick, wrong=True))
+    assert again.take() is None and again.due_in_s(_view(quick, wrong=True)), "it looks for a second first"
+    others[0] = 0.4
+    assert again.take() is None and again.due_in_s(_view(quick, wrong=False)) is None, "others work: another time"
+    others[0] = 0.0
+    assert again.take() is None
     law = again.take()
     assert again.due_in_s(_view(quick, wrong=False)) == 0.0, "what was begun is brought to its end"
     while law is None:
