@@ -46,6 +46,14 @@ def test_the_quick_grid_sees_decode_batches_of_two_and_sixteen_rows(loaded: Any)
     assert {1, 2, 8, 16} <= {p.decode_rows for p in points if not p.chunk_tokens}
 
 
+def test_a_measurement_out_of_time_ends_once_every_shape_was_seen(loaded: Any) -> None:
+    assert len(calibrate.measure(loaded.program, calibrate.QUICK, 50, limit_s=0.0)) == len(calibrate.QUICK)
+    measurement = calibrate.Measurement(loaded.program, calibrate.QUICK, 50)
+    while not measurement.done(0.0):
+        measurement.take(range(300))
+    assert measurement.fraction == 1 / 50
+
+
 def test_a_quick_law_is_kept_only_when_it_was_measured_on_a_quiet_machine(loaded: Any, others: list[float]) -> None:
     others[0] = 0.3
     law = calibrate.law_for(loaded, lambda what, fraction: None)

@@ -94,15 +94,15 @@ class Measurement:
         rng = np.random.default_rng(seed)
         self._turns = [int(i) for _ in range(repeats) for i in rng.permutation(len(self.shapes))]
         self._taken = 0
+        self._spent_s = 0.0
 
     @property
     def fraction(self) -> float:
         return self._taken / len(self._turns)
 
-    @property
-    def round_whole(self) -> bool:
-        """Whether every shape has been measured at least once."""
-        return self._taken >= len(self.shapes)
+    def done(self, limit_s: float) -> bool:
+        """Whether all repetitions are taken, or `limit_s` of running is used up and every shape was measured at least once."""
+        return self._taken == len(self._turns) or (self._taken >= len(self.shapes) and self._spent_s > limit_s)
 
     def take(self, pages: Sequence[int]) -> None:
         """Times one more shape. `pages`: KV pages that nobody needs; their content is lost."""
@@ -112,7 +112,9 @@ class Measurement:
             self._program.execute(batch)
         t0 = time.perf_counter()
         self._program.execute(batch)
-        self._times[i].append(time.perf_counter() - t0)
+        seconds = time.perf_counter() - t0
+        self._times[i].append(seconds)
+        self._spent_s += seconds
         self._taken += 1
 
     def points(self) -> list[LawPoint]:
@@ -134,8 +136,7 @@ def measure(
     """Median seconds of each shape. Overwrites all KV pages. Stops repeating (never before the first round is whole) when `limit_s` is
     used up."""
     measurement = Measurement(program, shapes, repeats, seed)
-    start = time.perf_counter()
-    while measurement.fraction < 1.0 and not (measurement.round_whole and time.perf_counter() - start > limit_s):
+    while not measurement.done(limit_s):
         measurement.take(range(program.pages))
         progress(measurement.fraction)
     return measurement.points()

@@ -7,7 +7,7 @@ import time
 
 from headway.core.law import IterationLaw
 from headway.core.machine import QuietWatch
-from headway.engine.calibrate import QUICK, QUICK_BUSY, QUICK_LAW, QUICK_REPEATS, Measurement, keep_quick
+from headway.engine.calibrate import QUICK, QUICK_BUSY, QUICK_LAW, QUICK_LIMIT_S, QUICK_REPEATS, Measurement, keep_quick
 from headway.engine.load import LoadedModel
 from headway.engine.pool import PagePool
 from headway.scheduling.view import ModelView
@@ -54,7 +54,7 @@ class QuickRemeasure:
             self._measurement.take(scratch)
         finally:
             self._pool.release(scratch)
-        if self._measurement.fraction < 1.0:
+        if not self._measurement.done(QUICK_LIMIT_S):
             return None
         law = keep_quick(self._loaded, self._measurement.points(), self._watch)
         self._measurement = None
