@@ -64,7 +64,7 @@ $(VENV)/.stamp-venv:
 
 # The tests' environment holds everything the demo needs: whoever has it installs nothing again.
 $(RUN_STAMP): $(VENV)/.stamp-venv pyproject.toml constraints.txt
-	@if [ ! -f $(DEV_STAMP) ]; then echo "Setting up $(VENV): numba, llvmlite, tokenizers, FastAPI ... (under 150 MB, once)"; \
+	@if [ ! -f $(DEV_STAMP) ]; then echo "Setting up $(VENV): numba, llvmlite, tokenizers, uvicorn ... (under 150 MB, once)"; \
 	$(BIN)/python $(PIP_INSTALL) --editable '.[serve,bench]'; else $(MAKE) --no-print-directory $(DEV_STAMP); fi
 	@touch $@
 

@@ -1,4 +1,4 @@
-"""Repetitions that count only when the machine was quiet (DESIGN.md section 9): before each one and during it."""
+"""Repetitions that count only when the machine was quiet: before each one and during it."""
 
 import os
 import time

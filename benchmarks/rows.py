@@ -1,4 +1,4 @@
-"""What every benchmark prints and writes: DESIGN.md section 1's rows, and the machine they were measured on."""
+"""What every benchmark prints and writes: rows of one shape, and the machine they were measured on."""
 
 import argparse
 import json

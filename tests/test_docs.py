@@ -59,6 +59,16 @@ def test_commands_in_pages_exist_with_the_flags_they_are_given(capsys: pytest.Ca
         assert all(word in helps[words[0]] for word in words if word.startswith("--")), line
 
 
+def test_workflows_that_pages_run_exist_and_are_valid() -> None:
+    from headway.bench import schedule, workflow
+
+    lines = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
+    files = {word for line in lines if line.startswith("headway bench run") for word in shlex.split(line) if word.endswith(".yaml")}
+    assert files
+    for file in files:
+        assert schedule.build(workflow.load_file(ROOT / file))
+
+
 def test_the_example_of_core_runs(capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = blocks(ROOT / "docs" / "core.md", "python")
     exec(compile(block, "docs/core.md", "exec"), {})

@@ -34,7 +34,8 @@ def _rated(workflow: Workflow, server: Server, seconds: float, load: float) -> W
     run = asyncio.run(measure(full, {"llm": server.url}, schedule.build(full), send_slo=False))
     served = saturate.served_per_s(full, run, 10.0)
     rated = saturate.with_rates(workflow, served, load, seconds, {})
-    print(f"rates ({load:.0%} of a 10 s saturating run): " + ", ".join(f"{n} {a.load.rate_per_s:.2f}/s" for n, a in rated.apps.items()))
+    shares = [f"{n} {a.load.rate_per_s:.2f}/s ({a.load.rate_per_s / served[n]:.0%})" for n, a in rated.apps.items()]
+    print(f"rates, {load:.0%} of a 10 s saturating run as near as whole requests allow: {', '.join(shares)}")
     return rated
 
 

@@ -80,7 +80,7 @@ class MockServer:
         do.bodies.append(body)
         do.headers.append(headers)
         if do.refuse and do.seen % do.refuse == 0:
-            quote = {"ttft_s": 9.0, "tpot_s": 0.1, "after_s": 1.0, "probability": 0.9}
+            quote = {"ttft_s": 9.0, "tpot_s": 0.1, "after_s": 1.0}
             error = {
                 "message": "not now",
                 "type": "rate_limit_error",

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from headway.bench import pauses
-from headway.bench.demo import Options, disturbance, play, sentence, unsupported
+from headway.bench.demo import Options, disturbance, play, rates_in_words, sentence, unsupported
 from headway.bench.outcome import Outcomes, RequestRow
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -139,3 +139,10 @@ def test_a_disturbed_run_says_so() -> None:
     assert disturbance([0.01, 0.02, 0.0, 0.04]) == []
     (note,) = disturbance([0.01, 0.74, 0.0, 0.04])
     assert "74%" in note and "run it again" in note
+
+
+def test_rates_say_their_true_share_and_why_one_is_not_what_was_aimed_at() -> None:
+    exact = rates_in_words({"chat": 0.75}, {"chat": 0.75}, 20.0, 62)
+    assert "chat 0.75/s (75%)" in exact and "off" not in exact
+    raised = rates_in_words({"chat": 1.5, "summary": 0.05}, {"chat": 1.1, "summary": 0.745}, 20.0, 62)
+    assert "chat 1.50/s (110%), summary 0.05/s (74%)" in raised and "(chat: off 75%" in raised and "62 chats" in raised

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from headway.cli.commands import COMMANDS
+from headway.cli.machine import isa_level
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -152,3 +153,29 @@ def test_calibrate_is_refused_beside_a_running_server(tmp_path: Path) -> None:
         answer = headway("calibrate", HEADWAY_HOME=str(tmp_path))
     assert answer.returncode == 2
     assert f"pid {os.getpid()}" in answer.stderr
+
+
+def test_doctor_names_the_level_that_the_kernels_take_and_heeds_the_variable() -> None:
+    from headway.kernels.cpu.isa import select
+
+    def isa_line(**env: str) -> str:
+        return next(line for line in headway("doctor", **env).stdout.splitlines() if line[2:].startswith("isa "))
+
+    assert select().name in isa_line(HEADWAY_ISA="")
+    assert isa_line(HEADWAY_ISA="portable16").startswith("+") and "portable16" in isa_line(HEADWAY_ISA="portable16")
+    unknown = isa_line(HEADWAY_ISA="sse2")
+    assert unknown.startswith("-") and "HEADWAY_ISA=sse2 is not one of" in unknown
+
+
+@pytest.mark.parametrize(
+    ("flags", "level"),
+    [
+        ("avx2 fma f16c", "avx2"),
+        ("avx2 fma f16c avx_vnni", "avxvnni"),
+        ("avx2 fma f16c avx512f avx512bw avx512vl avx512_vnni", "avx512vnni"),
+        ("avx2 fma", None),
+        ("sse4_2", None),
+    ],
+)
+def test_without_llvm_the_level_is_read_from_the_cpu_flags(flags: str, level: str | None) -> None:
+    assert isa_level(frozenset(flags.split())) == level

@@ -104,3 +104,11 @@ def test_a_law_that_overrates_the_context_is_corrected_and_never_driven_further_
             ratios.append(0.0087 / correction.corrected(law).predict_s(2, 2 * context))
             correction.observe(bare_s, 0.0087)
     assert 0.75 <= sum(ratios[-280:]) / 280 <= 1.25
+
+
+def test_the_alarm_rings_when_host_time_sits_at_its_bound() -> None:
+    law = IterationLaw(c_host_s=0.001, d1=1e-3)
+    correction = OnlineCorrection.of(law)
+    assert not correction.alarm
+    correction.c_host_s = law.c_host_s + 0.010
+    assert correction.alarm

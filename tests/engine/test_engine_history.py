@@ -12,6 +12,7 @@ from headway.core.slo import Slo
 from headway.engine import wire
 from headway.engine.engine import Engine, EngineModel
 from headway.engine.sampling import Sampler
+from headway.fleet.mirror import PrefixMirror
 from headway.scheduling.messages import Dispatch, Iteration
 
 
@@ -334,3 +335,24 @@ def test_a_report_predicts_the_iteration_that_follows():
     composed = [item.predicted_ns for _, item in engine.tape if isinstance(item, Iteration)]
     assert len(set(composed)) > 1 and told[-1] == 0
     assert [abs(a - b) <= 0.5 * b for a, b in zip(told, composed[1:])] == [True] * (len(composed) - 1)
+
+
+def test_the_fronts_mirror_believes_what_the_prefix_cache_still_holds():
+    """Dropped pages are told, those that only ever held generated text are not: the mirror knows prompts."""
+    engine = make_engine(HistoryProgram(pages=16))
+    mirror = PrefixMirror(16, 16)
+    prompts = [np.random.default_rng(k).integers(0, 97, 70).tolist() for k in range(4)]
+    dropped = 0
+    for id, prompt in enumerate(prompts):
+        submit(engine, id, prompt, max_tokens=40, temperature=0.0)
+        for output in run_all(engine)[id]:
+            dropped += output.pages_dropped
+            mirror.drop(output.pages_dropped)
+        mirror.admit(mirror.chain(prompt, ""))
+    assert dropped > 0
+    for id, prompt in reversed(list(enumerate(prompts))):
+        held = engine._residents["m"].prefix
+        key, pages = engine._residents["m"].root(""), 0
+        while (entry := held.find(key, np.array(prompt[16 * pages : 16 * pages + 16], np.int32).tobytes(), None)) is not None:
+            key, pages = entry.key, pages + 1
+        assert mirror.cached_tokens(mirror.chain(prompt, ""), len(prompt)) == 16 * min(pages, 4), id

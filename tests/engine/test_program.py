@@ -1,4 +1,4 @@
-"""The step program on random tiny models: right against float64, a row's bits independent of what is beside it (DESIGN.md section 5)."""
+"""The step program on random tiny models: right against float64, a row's bits independent of what is beside it."""
 
 import time
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from headway.kernels.reference import llama_forward, load_weights, log_softmax
 from headway.models.model import open_model
 
 LEVELS = [level for level in isa.LEVELS if isa.host_supports(level)]
-BOUNDS = {"exact": 1e-4, "fast": 5e-3}  # mean KL to float32, nats (DESIGN.md section 5)
+BOUNDS = {"exact": 1e-4, "fast": 5e-3}  # mean KL to float32, nats (docs/engine.md)
 SHAPES = {
     "gqa": {"heads": 6, "kv_heads": 2, "head_dim": 32},
     "mha": {"heads": 2, "kv_heads": 2, "head_dim": 48},

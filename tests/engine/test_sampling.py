@@ -1,4 +1,4 @@
-"""The sampler draws from the distribution that specs/engine.md 4.3 defines; the oracle sorts the whole vocabulary in float64."""
+"""The sampler draws from the distribution that docs/engine.md defines; the oracle sorts the whole vocabulary in float64."""
 
 import ctypes
 

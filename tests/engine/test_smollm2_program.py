@@ -14,11 +14,17 @@ from headway.kernels.reference import llama_forward, load_weights, log_softmax
 
 pytestmark = pytest.mark.model
 GOLDEN = [504, 3575, 282, 4649, 314]  # "The capital of France is"
-GOLDEN_LOG_PROBS = {7042: -0.2581, 260: -2.7408, 4528: -4.3844, 2250: -4.6199, 1315: -4.6778}  # specs/engine.md 2.5
+GOLDEN_LOG_PROBS = {
+    7042: -0.2581,
+    260: -2.7408,
+    4528: -4.3844,
+    2250: -4.6199,
+    1315: -4.6778,
+}  # two other implementations
 CHAT = [1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 8182, 2, 198]
 CHAT += [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198]
 PROBE_LOSS = 2.9822
-# largest error of a golden log-prob, of the probe's loss, mean KL to float32 (specs/engine.md 7.5)
+# largest error of a golden log-prob, of the probe's loss, mean KL to float32 (docs/engine.md)
 BOUNDS: dict[Accuracy, tuple[float, float, float]] = {"exact": (5e-3, 0.002, 1e-4), "fast": (0.05, 0.01, 5e-3)}
 TABLE = np.arange(64)[None]
 
@@ -72,7 +78,7 @@ def test_the_generated_class_alone(built: Built, probe: list[int], oracle: np.nd
 
 def test_exact_says_paris(built: Built) -> None:
     if built.program.accuracy != "exact":
-        pytest.skip("one-plane prompt rows start this answer differently (specs/engine.md 3.4)")
+        pytest.skip("one-plane prompt rows start this answer differently")
     logits_of(built, CHAT, [len(CHAT)], TABLE)
     said: list[int] = []
     last = int(built.program.logits[len(CHAT) - 1].argmax())

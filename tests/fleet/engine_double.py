@@ -15,6 +15,7 @@ from headway.core.errors import ModelError
 from headway.engine.engine import Engine, EngineModel
 from headway.engine.frames import EngineSettings
 from headway.engine.step import Batch
+from headway.scheduling.messages import LawUpdate
 
 FACTORY = "tests.fleet.engine_double:build"
 VOCAB, KILL, HANG = 100, 98, 99
@@ -52,6 +53,13 @@ class ScriptedEngine(Engine):
     def execute_cpu_s(self) -> float:
         """A millisecond an iteration, so that a test can tell what arrived."""
         return self.iterations / 1e3
+
+    def measure_in_s(self) -> float | None:
+        """A scripted program has no law to measure."""
+        return None
+
+    def measure_more(self) -> list[LawUpdate]:
+        return []
 
 
 def build(settings: EngineSettings, engine_id: str, progress: Callable[[str, float], None]) -> Engine:

@@ -116,6 +116,7 @@ async def test_on_a_full_disk_running_streams_finish_and_new_ones_are_refused(tm
             assert [output async for output in caught_out] == []
             ok, reason = fleet.health()
             assert not ok and reason.startswith("journal_unavailable")
+            assert all(words in reason for words in ("too large", "Make room, then restart the server", "--journal off"))
             with pytest.raises(JournalUnavailable, match="journal off"):
                 await fleet.submit(request([3])).dispatched()
             got = [token async for output in running for token in output.token_ids]

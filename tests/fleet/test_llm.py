@@ -54,6 +54,51 @@ def test_leaving_a_stream_early_frees_its_pages(llm):
     assert all(used == 0 for used, _, _ in llm._engine.pages().values())
 
 
+def test_an_answer_ends_before_a_stop_string(llm):
+    whole = llm.generate("the rain", **GREEDY)
+    stop = whole[3:5]
+    before = whole[: whole.index(stop)]
+    assert llm.generate("the rain", stop=stop, **GREEDY) == before
+    assert "".join(llm.generate("the rain", stream=True, stop=["never, never", stop], **GREEDY)) == before
+    assert llm.generate(["the rain", "is not"], stop=stop, **GREEDY) == [before, llm.generate("is not", **GREEDY).partition(stop)[0]]
+    llm._engine.check_invariants()
+    assert all(used == 0 for used, _, _ in llm._engine.pages().values())
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"temperature": "hot"}, ["temperature", "'hot'", "between 0 and 2"]),
+        ({"temperature": float("nan")}, ["temperature", "nan"]),
+        ({"max_tokens": 0}, ["max_tokens", "0", "between 1"]),
+        ({"max_tokens": "3"}, ["max_tokens", "'3'"]),
+        ({"top_p": 2}, ["top_p", "2"]),
+        ({"seed": "a"}, ["seed", "'a'"]),
+        ({"stop": ""}, ["stop", "''"]),
+        ({"stop": [3]}, ["stop", "[3]"]),
+        ({"stop_ids": 5}, ["stop_ids", "5"]),
+        ({"min_tokens": -1}, ["min_tokens", "-1"]),
+        ({"logprobs": 2}, ["logprobs", "known: max_tokens"]),
+    ],
+)
+def test_a_sampling_argument_that_cannot_be_is_named_with_its_value(llm, given, words):
+    with pytest.raises(InvalidRequest) as caught:
+        llm.generate("the", **given)
+    assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize("prompt", [None, 5, b"bytes", [1, "a"], ["a", 3], [[1], []], [True]])
+def test_a_prompt_that_is_none_says_what_one_is(llm, prompt):
+    with pytest.raises(InvalidRequest, match="a text, a list of token ids"):
+        llm.generate(prompt)
+
+
+@pytest.mark.parametrize("messages", [None, "hi", ["hi"], {"role": "user"}])
+def test_messages_that_are_none_say_how_they_look(llm, messages):
+    with pytest.raises(InvalidRequest, match="messages must be a list like"):
+        llm.chat(messages)
+
+
 def test_errors_say_what_was_wrong(llm, model_path):
     with pytest.raises(InvalidRequest, match="temprature"):
         llm.generate("a", temprature=1.0)

@@ -57,7 +57,7 @@ def test_the_wrong_pairing_of_rope_would_be_seen(model: Model, weights: dict[str
 
 
 def test_known_values_of_the_model() -> None:
-    """The figures that two further implementations (llama.cpp, and the one behind specs/engine.md 2.5) gave."""
+    """The figures that two further implementations (llama.cpp, and a float32 one of our own) gave."""
     capital, chat = CASES["capital"]["rows"][4], CASES["chat"]["rows"][0]
     assert capital["ids"][:5] == [7042, 260, 4528, 2250, 1315]
     np.testing.assert_allclose(capital["log_probs"][:5], [-0.2581, -2.7408, -4.3844, -4.6199, -4.6778], atol=2e-4)

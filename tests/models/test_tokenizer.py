@@ -16,7 +16,7 @@ from headway.core.errors import ModelError
 from headway.models import open_model, vocabulary
 from headway.models.tokenizer import DetokenizeStream, Tokenizer
 
-GOLDEN = {  # ids of llama.cpp (specs/engine.md 2.8)
+GOLDEN = {  # ids of llama.cpp
     "Hello, world!": "19556 28 905 17",
     " Hello  world\n\nfoo": "38699 216 905 198 198 15236",
     "The answer is 12345 in 2026.": "504 2988 314 216 33 34 35 36 37 281 216 34 32 34 38 30",

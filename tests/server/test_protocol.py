@@ -1,4 +1,4 @@
-"""What requests are accepted, and that every refusal names its field (specs/engine.md 5.2)."""
+"""What requests are accepted, and that every refusal names its field."""
 
 from typing import Any
 
@@ -37,6 +37,38 @@ def test_null_is_absent(field: str) -> None:
 def test_neutral_values_pass_and_unknown_names_are_reported() -> None:
     neutral = {"presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "response_format": {"type": "text"}, "store": False}
     assert read_chat(MESSAGES | neutral | {"sparkle": 1}).ignored == ("sparkle",)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("logit_bias", {}), ("logit_bias", {"50256": 0, "7": 0.0}), ("presence_penalty", 0), ("frequency_penalty", 0.0), ("n", 1),
+        ("repetition_penalty", 1.0), ("repeat_penalty", 1), ("stop", []), ("tools", []), ("tool_choice", "none"), ("tool_choice", "auto"),
+        ("functions", []), ("function_call", "none"), ("modalities", ["text"]), ("store", False), ("metadata", {}), ("top_logprobs", 0),
+        ("logprobs", False), ("service_tier", "auto"), ("parallel_tool_calls", True), ("stream_options", {"include_usage": False}),
+        ("stream_options", {}), ("use_beam_search", False), ("skip_special_tokens", True), ("bad_words", []), ("response_format", None),
+    ],
+)  # fmt: skip
+def test_a_neutral_value_changes_nothing(field: str, value: object) -> None:
+    assert read_chat(MESSAGES | {field: value}) == read_chat(MESSAGES)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("logit_bias", {"50256": -100}), ("presence_penalty", 0.5), ("repeat_penalty", 1.2), ("response_format", {"type": "json_object"}),
+        ("guided_choice", ["a", "b"]), ("grammar", "root ::= x"), ("modalities", ["audio"]), ("store", True), ("use_beam_search", True),
+    ],
+)  # fmt: skip
+def test_what_is_not_supported_is_refused_with_its_value(field: str, value: object) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        read_chat(MESSAGES | {field: value})
+    assert caught.value.param == field and f"'{field}' is not supported" in str(caught.value) and str(value) in str(caught.value)
+
+
+def test_neutral_values_of_completions_pass_too() -> None:
+    neutral = {"best_of": 1, "suffix": "", "echo": False, "logprobs": False, "logit_bias": {"3": 0}, "n": 1}
+    assert read_completion({"prompt": "a"} | neutral) == read_completion({"prompt": "a"})
 
 
 def test_max_completion_tokens_wins() -> None:

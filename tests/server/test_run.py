@@ -12,6 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from headway.server.run import law_text
+
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -117,3 +119,17 @@ def test_a_second_signal_stops_at_once(process: Process) -> None:
             text += piece
     assert '"code":"engine_died"' in text and text.count('"content":"A"') < 200
     assert process.end()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("made_by", "words"),
+    [
+        ("quick", ["quick", "7%", "headway calibrate"]),
+        ("quick, machine busy", ["busy"]),
+        ("calibrate", ["calibrated", "7%"]),
+        ("", ["none yet"]),
+    ],
+)
+def test_the_start_lines_say_how_the_law_was_made(made_by: str, words: list[str]) -> None:
+    laws = {"tiny/generate": {"made_by": made_by, "fit": {"mape": 0.07}}} if made_by else {}
+    assert all(word in law_text({"law": laws}) for word in words)

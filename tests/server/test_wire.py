@@ -1,4 +1,4 @@
-"""What strict and rude clients see on the wire: a real server, httpx and raw sockets (specs/engine.md 5.4, 5.5, 5.8)."""
+"""What strict and rude clients see on the wire: a real server, httpx and raw sockets (docs/server.md)."""
 
 import json
 import socket
@@ -24,7 +24,7 @@ ENDLESS_TEXT = Script(outputs=tuple(Output(0, [65] * 2000) for _ in range(2000))
 
 def script(request: FleetRequest) -> Script:
     """What happens is chosen by the request's cache salt."""
-    quote = Quote(ttft_s=2.5, tpot_s=0.08, after_s=1.0, probability=0.9)
+    quote = Quote(ttft_s=2.5, tpot_s=0.08, after_s=1.0)
     scripts = {
         "refused": Script(refuse=Refused("slo_unattainable", quote, 2.2)),
         "busy": Script(refuse=EngineBusy("16 MiB wait")),
@@ -111,7 +111,7 @@ def test_a_shed_carries_the_quote_and_forbids_retries(server: Running, stream: b
     assert reply.status_code == 429 and reply.headers["retry-after"] == "3" and reply.headers["x-should-retry"] == "false"
     error = reply.json()["error"]
     assert error["type"] == "rate_limit_error" and error["code"] == "slo_unattainable"
-    assert error["headway"]["quote"] == {"ttft_ms": 2500.0, "tpot_ms": 80.0, "after_s": 1.0, "probability": 0.9}
+    assert error["headway"]["quote"] == {"ttft_ms": 2500.0, "tpot_ms": 80.0, "after_s": 1.0}
     idle(server)
 
 
@@ -317,4 +317,48 @@ def test_a_reset_connection_frees_everything(server: Running) -> None:
     time.sleep(0.05)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.close()
+    idle(server)
+
+
+def _connected(server: Running) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.port), timeout=20)
+
+
+def _read_all(client: socket.socket) -> bytes:
+    pieces = []
+    while piece := client.recv(65536):
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+def test_a_client_that_shuts_down_its_side_gets_its_reply(server: Running, stream: bool, version: str) -> None:
+    request = raw_request(server, CHAT | {"cache_salt": "late", "stream": stream}).replace(b"HTTP/1.1", f"HTTP/{version}".encode())
+    with _connected(server) as client:
+        client.sendall(request)
+        client.shutdown(socket.SHUT_WR)
+        reply = _read_all(client)
+    probes, found, body = reply.partition(b"HTTP/1.1 200 OK\r\n")
+    assert found and probes.replace(b"HTTP/1.1 100 Continue\r\n\r\n", b"") == b""
+    assert not probes or version == "1.1"
+    assert body.count(b'"content"') >= 2 and b"[DONE]" in body if stream else b'"content":"AB"' in body
+    idle(server)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_closes_everything_is_cancelled_before_its_reply_could_be_sent(server: Running, stream: bool) -> None:
+    before = len(server.fleet.cancels)
+    with _connected(server) as client:
+        client.sendall(raw_request(server, CHAT | {"cache_salt": "hold", "stream": stream}))
+        server.until(lambda: bool(server.fleet.open()), "the request has arrived")
+    server.until(lambda: len(server.fleet.cancels) > before, "it is cancelled")
+    idle(server)
+
+
+def test_half_a_request_and_the_end_of_it_frees_everything(server: Running) -> None:
+    with _connected(server) as client:
+        client.sendall(raw_request(server, CHAT)[:-5])
+        client.shutdown(socket.SHUT_WR)
+        assert not client.recv(100)
     idle(server)

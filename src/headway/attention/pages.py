@@ -1,7 +1,7 @@
 """PagePool: keys and values of all layers in packed 16-token pages, head-major. Who owns which page is the engine's business.
 
 Address of 16-token page p of (layer, kv head): one contiguous run a head, so consecutive page numbers are contiguous memory
-(specs/attention.md 6.4). A page of the engine is `page_tokens`/16 of these.
+(docs/attention.md). A page of the engine is `page_tokens`/16 of these.
 """
 
 import numpy as np

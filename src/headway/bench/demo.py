@@ -146,7 +146,7 @@ def _service(options: Options, policy: str) -> Service:
 
 
 async def _set_rates(workflow: Workflow, url: str, options: Options) -> tuple[Workflow, dict[str, object]]:
-    """The saturating run, and the workflow with 75 % of what it served."""
+    """The saturating run, and the workflow with `LOAD` of what it served, as near as whole requests allow."""
     target = {"llm": url}
     # A seed of its own: the parts must not find their prompts in the prefix cache of the server that served this run.
     full = replace(saturate.saturating(workflow, options.saturating_s), seed=options.seed + 1_000_003)
@@ -157,24 +157,26 @@ async def _set_rates(workflow: Workflow, url: str, options: Options) -> tuple[Wo
     per_part = (options.chat_at_least + 1) // 2
     seconds = min(high, max(low, per_part / (LOAD * served["chat"])))
     rated = saturate.with_rates(workflow, served, LOAD, seconds, {"chat": per_part, "completion": 1, "summary": 1})
-    lines = [f"{name} {app.load.rate_per_s:.2f}/s (served {served[name]:.2f}/s)" for name, app in rated.apps.items()]
-    print(
-        f"rates: {LOAD:.0%} of what it served, or the least that says something: {'; '.join(lines)}; two parts of {seconds:.0f} s a policy",
-        flush=True,
-    )
-    raised = per_part / seconds > LOAD * served["chat"] * 1.02
-    if raised:
-        actual = per_part / seconds / served["chat"]
-        print(f"  (chat runs at {actual:.0%}: an honest interval needs at least {options.chat_at_least} chats a policy)")
+    rates = {name: app.load.rate_per_s for name, app in rated.apps.items()}
+    shares = {name: rate / served[name] for name, rate in rates.items()}
+    print(rates_in_words(rates, shares, seconds, options.chat_at_least), flush=True)
     facts: dict[str, object] = {
         "saturating run served, requests/s": {name: round(rate, 3) for name, rate in served.items()},
-        "load": LOAD,
-        "chat rate raised to reach the least number of chats": raised,
-        "rates, requests/s": {name: round(app.load.rate_per_s, 3) for name, app in rated.apps.items()},
+        "load aimed at": LOAD,
+        "load, share of what was served": {name: round(share, 3) for name, share in shares.items()},
+        "rates, requests/s": {name: round(rate, 3) for name, rate in rates.items()},
         "arrivals last, s": {"a part": round(seconds, 1), "parts a policy": 2},
         "order of the parts": [f"{policy} {k + 1}" for policy, k in ORDER],
     }
     return rated, facts
+
+
+def rates_in_words(rates: dict[str, float], shares: dict[str, float], seconds: float, chats: int) -> str:
+    """The rates with the share of the served rate that each really is, and why one is not the share aimed at."""
+    lines = [f"{name} {rate:.2f}/s ({shares[name]:.0%})" for name, rate in rates.items()]
+    off = [name for name, share in shares.items() if abs(share - LOAD) > 0.02]
+    why = f"\n  ({', '.join(off)}: off {LOAD:.0%}, as a part holds whole requests and a policy at least {chats} chats)" if off else ""
+    return f"rates, {LOAD:.0%} of what was just served where possible: {', '.join(lines)}; two parts of {seconds:.0f} s a policy{why}"
 
 
 async def _measure_all(

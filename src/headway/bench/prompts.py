@@ -1,6 +1,6 @@
 """Prompt texts of the built-in sources: a pure function of (source, draw, tokens), distinct for every request.
 
-Distinct because a prefix cache turns a repeated prompt into fiction (specs/bench.md section 7). Lengths are in tokens by a measured
+Distinct because a prefix cache turns a repeated prompt into fiction. Lengths are in tokens by a measured
 average of characters a token; what the server really counted is in the reply's usage and in the report.
 """
 

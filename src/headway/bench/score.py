@@ -1,7 +1,7 @@
 """Scores a run: attainment per class and app over everything scheduled, goodput, and quantiles only where n allows them.
 
 Pure functions over rows. Whether one request was on time is `core.slo.score`'s word alone; refused and failed are missed,
-unfinished is missed once a due time has passed and undetermined before (specs/bench.md section 8).
+unfinished is missed once a due time has passed and undetermined before.
 """
 
 from collections.abc import Callable, Iterable, Sequence

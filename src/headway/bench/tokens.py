@@ -1,4 +1,4 @@
-"""From the stamped events of a finished stream to token times. Tokens are not chunks (specs/bench.md section 7).
+"""From the stamped events of a finished stream to token times. Tokens are not chunks.
 
 Counting, best first: the server's cumulative usage in every chunk; else one token for every chunk that carries text, and it says so.
 """

@@ -1,4 +1,4 @@
-"""Workflow files: a strict subset of cbx/1 (specs/bench.md section 6), read into frozen dataclasses.
+"""Workflow files: a strict subset of cbx/1 (docs/bench.md), read into frozen dataclasses.
 
 Strict because a mistyped key in a benchmark is a wrong result nobody notices: unknown keys name the nearest known one,
 duplicate keys and YAML aliases are errors. Knows nothing of HTTP or processes.

@@ -5,7 +5,7 @@ from headway.cli.parser import CommandParser
 
 EXAMPLES = """\
   headway bench demo                      three apps, once first come first served, once with promises; ends with a report
-  headway bench run workflow.yaml         your own apps, rates and promises (docs/bench.md)
+  headway bench run FILE.yaml             your own apps, rates and promises; start from examples/workflow.yaml (docs/bench.md)
   headway bench run --help                options of a run
 """
 

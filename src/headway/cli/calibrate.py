@@ -7,7 +7,7 @@ from headway.core.errors import Locked
 
 EXAMPLES = """\
   headway calibrate                       smollm2-135m in the mode that `serve` uses (up to 2 minutes)
-  headway calibrate --quick               8 points in 30 s at most: what `make demo` does
+  headway calibrate --quick               10 points in 30 s at most: what `make demo` does
   headway calibrate --accuracy exact --threads 1
 """
 

@@ -25,7 +25,7 @@ COMMANDS = {
     "version": Command("versions of headway and of what it stands on", "headway.cli.version"),
 }
 
-# DESIGN.md section 2 (Work): nobody but the Team starts compute threads.
+# Nobody but the Team starts compute threads: more threads than cores ruin everybody's latency.
 SINGLE_THREADED = {
     "TOKENIZERS_PARALLELISM": "false",
     "RAYON_NUM_THREADS": "1",

@@ -165,7 +165,7 @@ def sse_events(lines: Any) -> Iterator[dict[str, Any]]:
 
 
 def _note_outcome(event: dict[str, Any], pace: Pace) -> None:
-    """What the last chunks carry beside text: the usage and, from a Headway server, how the promise went (specs/engine.md 5.6)."""
+    """What the last chunks carry beside text: the usage and, from a Headway server, how the promise went (docs/server.md)."""
     usage = event.get("usage")
     if usage:
         pace.completion_tokens = usage.get("completion_tokens")

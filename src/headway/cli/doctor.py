@@ -1,5 +1,6 @@
 """`headway doctor`: one line for each thing a room may want of this machine; it reports what it cannot read and never fails."""
 
+import os
 import platform
 import shutil
 import sys
@@ -8,8 +9,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from headway.cli.machine import GIB, answers, cpu_flags, cpu_model, isa_level, meminfo_bytes, usable_cores
+from headway.cli.machine import GIB, answers, chosen_isa, cpu_model, meminfo_bytes, usable_cores
 from headway.cli.parser import CommandParser
+from headway.core.errors import UnsupportedMachine
 
 EXAMPLES = """\
   headway doctor            one line for each thing; `-` marks what is missing, and for what
@@ -17,9 +19,8 @@ EXAMPLES = """\
 
 # What an extra brings, by the modules it must make importable (pyproject.toml).
 EXTRAS = {
-    "serve": ("numba", "llvmlite", "tokenizers", "jinja2", "fastapi", "uvicorn", "pydantic", "msgspec", "prometheus_client", "rich"),
+    "serve": ("numba", "llvmlite", "tokenizers", "jinja2", "uvicorn", "h11", "msgspec", "prometheus_client"),
     "bench": ("yaml", "rich", "msgspec"),
-    "parquet": ("pyarrow",),
 }
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
@@ -73,8 +74,11 @@ def _cpu() -> tuple[str, str]:
 
 
 def _isa() -> tuple[str, str]:
-    level = isa_level(cpu_flags())
-    return level or "no AVX2", "" if level else "kernels: AVX2, FMA and F16C are needed"
+    asked = os.environ.get("HEADWAY_ISA")
+    try:
+        return chosen_isa() + (" (HEADWAY_ISA)" if asked else ""), ""
+    except UnsupportedMachine as error:
+        return asked or "none that has kernels", str(error)
 
 
 def _memory() -> tuple[str, str]:

@@ -8,15 +8,12 @@ import sys
 from pathlib import Path
 
 from headway.core.errors import UnsupportedMachine
+from headway.kernels.cpu.isa import LEVELS, select
 
 GIB = 1 << 30
 
-# Instruction sets that have kernels of their own, best first, with the /proc/cpuinfo flags each needs (specs/engine.md 3.5).
-ISA_LEVELS = {
-    "AVX-512 with VNNI": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512_vnni"}),
-    "AVX2 with AVX-VNNI": frozenset({"avx2", "fma", "f16c", "avx_vnni"}),
-    "AVX2": frozenset({"avx2", "fma", "f16c"}),
-}
+# Where /proc/cpuinfo spells a feature differently from LLVM.
+CPUINFO_NAMES = {"avx512vnni": "avx512_vnni", "avxvnni": "avx_vnni"}
 
 
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
@@ -29,8 +26,19 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def isa_level(flags: frozenset[str]) -> str | None:
-    """The best level of ISA_LEVELS that `flags` allow, None if the CPU has none of them."""
-    return next((name for name, needed in ISA_LEVELS.items() if needed <= flags), None)
+    """Name of the best level of `kernels.cpu.isa` that `flags` allow, None if the CPU has none of them. Loads no LLVM."""
+    return next((isa.name for isa in LEVELS if all(CPUINFO_NAMES.get(name, name) in flags for name in isa.needs)), None)
+
+
+def chosen_isa() -> str:
+    """Name of the level that the kernels will be emitted for here, `HEADWAY_ISA` respected. Raises UnsupportedMachine with a remedy."""
+    try:
+        return select().name
+    except ImportError:  # without llvmlite nothing can be emitted; what the CPU could do is still worth knowing
+        level = isa_level(cpu_flags())
+        if level is None:
+            raise UnsupportedMachine(f"{cpu_model()} lacks AVX2, FMA or F16C, which Headway's kernels need") from None
+        return level
 
 
 def require_supported() -> None:

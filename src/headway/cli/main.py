@@ -108,7 +108,7 @@ def _unknown(word: str) -> str:
 
 
 def _single_thread_the_libraries() -> None:
-    """Before numpy or tokenizers load: only the engine's Team computes; threads of libraries would fight it (DESIGN.md section 2)."""
+    """Before numpy or tokenizers load: only the engine's Team computes; threads of libraries would fight it."""
     for name, value in SINGLE_THREADED.items():
         os.environ[name] = value
 

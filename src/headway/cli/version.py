@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from headway import __version__
 from headway.cli.parser import CommandParser
 
-STANDS_ON = ("numpy", "numba", "llvmlite", "tokenizers", "fastapi", "uvicorn", "msgspec")
+STANDS_ON = ("numpy", "numba", "llvmlite", "tokenizers", "uvicorn", "msgspec")
 
 
 def run(argv: list[str]) -> int:

@@ -1,6 +1,6 @@
 """The only door to files that must survive a crash: atomic publishing, the journal, the chunk log and the writer's lock.
 
-Standard library only. Contracts and their reasons: specs/crashtest.md section 9; tests/core/test_journal_crash.py tests them.
+Standard library only. Contracts: the modules named here; tests/core/test_journal_crash.py tests them against every crash state.
 """
 
 from headway.core.chunklog import ChunkLog, read_chunks

@@ -1,12 +1,11 @@
 """An append-only log of records that survive a crash once acknowledged, with group commit for threads and asyncio.
 
 One background thread writes and syncs: while one fdatasync is in flight, everything that arrives joins the next batch.
-`append` only numbers a record; `commit` (or `commit_async`) waits until it is on the medium. Source: specs/crashtest.md 9.
+`append` only numbers a record; `commit` (or `commit_async`) waits until it is on the medium. Group commit: DeWitt et al., SIGMOD 1984;
+why a failed sync is final: Rebello et al., "Can Applications Recover from fsync Failures?", ATC 2020.
 """
 
 import asyncio
-import os
-import secrets
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -15,19 +14,9 @@ from typing import Self
 
 from headway.core.disk import DISK, Disk
 from headway.core.errors import CapacityError, DurabilityLost
+from headway.core.journal_files import Numbered, SegmentFiles
 from headway.core.publish import WriterLock
-from headway.core.segment import (
-    HEADER_BYTES,
-    Segment,
-    add_frame,
-    frame_bytes,
-    header,
-    read_records,
-    read_segment,
-    refuse_hole,
-    segment_name,
-    segment_names,
-)
+from headway.core.segment import HEADER_BYTES, frame_bytes, read_records
 from headway.core.waiters import LoopWaiter, ThreadWaiter, release
 
 # Records appended without a commit are written (not synced) once this much has gathered.
@@ -62,27 +51,22 @@ class Journal:
         self.cap_bytes = cap_bytes
         self.max_pending_bytes = max_pending_bytes
         self.opening = opening
-        self._disk = disk
         self._lock = threading.Lock()  # numbering, pending records, waiters
         self._wake = threading.Condition(self._lock)
-        self._files = threading.Lock()  # segment list and file operations
-        self._pending: list[tuple[int, bytes, bool]] = []  # (seq, payload, begins a segment)
+        self._pending: list[Numbered] = []
         self._pending_bytes = 0
         self._waiters: list[ThreadWaiter | LoopWaiter] = []
         self._failure: str | None = None
         self._closing = False
         self._thread: threading.Thread | None = None
-        self._fd = -1
-        self._salt = 0
         self._fill_bytes = 0  # of the segment being numbered; 0 = the next append begins one
-        self._stale: str | None = None  # a last segment without a good frame, in the way of the next one
-        self._segments: list[tuple[int, int]] = []  # (first_seq, bytes), oldest first
         self._writer_lock = WriterLock(self.directory, name="journal.lock")
         try:
-            self._recover()
+            self._files = SegmentFiles(self.directory, max_record_bytes, disk)
         except BaseException:
             self._writer_lock.close()
             raise
+        self._next_seq = self._files.durable_seq + 1
 
     # ---- state ---------------------------------------------------------------------------------------------------------
     @property
@@ -93,51 +77,22 @@ class Journal:
     @property
     def durable_seq(self) -> int:
         """Everything up to here survives a crash."""
-        return self._durable_seq
+        return self._files.durable_seq
 
     @property
     def first_seq(self) -> int:
         """The oldest record kept (of an empty journal: the next one)."""
-        with self._files:
-            return self._segments[0][0] if self._segments else self._next_seq
+        return self._files.oldest_seq or self._next_seq
 
     @property
     def size_bytes(self) -> int:
         """Bytes in segment files."""
-        with self._files:
-            return sum(size for _, size in self._segments)
+        return self._files.size_bytes
 
     @property
     def failure(self) -> str | None:
         """Why nothing can be acknowledged any more; None while all is well."""
         return self._failure
-
-    # ---- opening -------------------------------------------------------------------------------------------------------
-    def _recover(self) -> None:
-        names = segment_names(self.directory)
-        last: Segment | None = None
-        for index, name in enumerate(names):
-            is_last = index == len(names) - 1
-            raw = self._disk.read(self._path(name), fresh=is_last)
-            segment = read_segment(name, raw, self.max_record_bytes)
-            refuse_hole(last, segment, is_last)
-            if segment.frames:
-                self._segments.append((segment.first_seq, len(raw)))
-                last = segment
-            else:
-                self._stale = name
-                if last is None:  # all older ones were dropped: keep counting from the name
-                    last = segment
-        self._next_seq = last.last_seq + 1 if last is not None else 1
-        if self._segments:
-            # The records may so far only be in the page cache of a killed writer. They must be on the medium before anybody sees them
-            # or a later segment makes them the middle of the log; older segments were synced before their successor began.
-            self._disk.sync_path(self._path(segment_name(self._segments[-1][0])))
-            self._disk.sync_path(self.directory)
-        self._durable_seq = self._written_seq = self._next_seq - 1
-
-    def _path(self, name: str) -> str:
-        return f"{self.directory}{os.sep}{name}"
 
     # ---- appending -----------------------------------------------------------------------------------------------------
     def append(self, record: bytes) -> int:
@@ -245,7 +200,7 @@ class Journal:
         return seq
 
     def _settled(self, seq: int) -> bool:
-        if seq <= self._durable_seq:
+        if seq <= self.durable_seq:
             return True
         self._check_open()
         if seq >= self._next_seq:
@@ -267,68 +222,28 @@ class Journal:
                 while not (self._waiters or self._pending_bytes >= _WRITE_BYTES or self._closing):
                     self._wake.wait()
                 if self._failure is not None or (
-                    self._closing and not self._pending and not self._waiters and self._written_seq == self._durable_seq
+                    self._closing and not self._pending and not self._waiters and self._files.written_seq == self.durable_seq
                 ):
                     return
                 batch, self._pending, self._pending_bytes = self._pending, [], 0
                 sync = bool(self._waiters) or self._closing
             try:
-                with self._files:
-                    self._write(batch)
-                    if sync and self._written_seq > self._durable_seq:
-                        self._disk.datasync(self._fd)
-                        self._durable_seq = self._written_seq
+                self._files.write(batch, sync=sync)
             except BaseException as problem:  # a failure of any kind must reach the waiters, or they wait for ever
                 self._fail(problem)
                 return
             self._release_waiters()
             if self.cap_bytes is not None and any(begins for _, _, begins in batch):
                 try:
-                    self._drop_to(self.cap_bytes)
+                    self._files.drop_to(self.cap_bytes)
                 except OSError as problem:
                     self._fail(problem)
                     return
 
-    def _write(self, batch: list[tuple[int, bytes, bool]]) -> None:
-        buffer = bytearray()
-        for seq, record, begins in batch:
-            if begins:
-                self._flush(buffer, seq - 1)
-                self._begin_segment(seq)
-            add_frame(buffer, self._salt, seq, self._durable_seq, record)
-        if batch:
-            self._flush(buffer, batch[-1][0])
-
-    def _flush(self, buffer: bytearray, last_seq: int) -> None:
-        if buffer:
-            self._disk.write_all(self._fd, buffer)
-            first_seq, size = self._segments[-1]
-            self._segments[-1] = (first_seq, size + len(buffer))
-            self._written_seq = last_seq
-            buffer.clear()
-
-    def _begin_segment(self, first_seq: int) -> None:
-        if self._fd >= 0:
-            # Before the first byte of the new segment: otherwise a crash could keep the new one and lose the old one's tail, a hole.
-            if self._written_seq > self._durable_seq:
-                self._disk.datasync(self._fd)
-                self._durable_seq = self._written_seq
-            self._disk.close(self._fd)
-            self._fd = -1
-        if self._stale is not None:
-            self._disk.unlink(self._path(self._stale))
-            self._disk.sync_path(self.directory)
-            self._stale = None
-        self._salt = secrets.randbits(64)
-        self._fd = self._disk.create(self._path(segment_name(first_seq)))
-        self._segments.append((first_seq, HEADER_BYTES))
-        self._disk.write_all(self._fd, header(first_seq, self._salt))
-        self._disk.sync_path(self.directory)
-
     def _release_waiters(self) -> None:
         with self._lock:
-            done = [waiter for waiter in self._waiters if waiter.seq <= self._durable_seq]
-            self._waiters = [waiter for waiter in self._waiters if waiter.seq > self._durable_seq]
+            done = [waiter for waiter in self._waiters if waiter.seq <= self.durable_seq]
+            self._waiters = [waiter for waiter in self._waiters if waiter.seq > self.durable_seq]
         release(done)
 
     def _fail(self, problem: BaseException) -> None:
@@ -336,7 +251,7 @@ class Journal:
         with self._lock:
             self._failure = (
                 f"journal {self.directory} cannot acknowledge records any more ({problem}); "
-                f"nothing after record {self._durable_seq} is safe: make room or mend the disk, then open it again"
+                f"nothing after record {self.durable_seq} is safe: make room or mend the disk, then open it again"
             )
             done, self._waiters = self._waiters, []
             self._pending, self._pending_bytes = [], 0
@@ -359,34 +274,14 @@ class Journal:
 
         The newest segment with a durable record always stays: its name carries the count. Blocks for a directory sync each; raises OSError.
         """
-        dropped = 0
-        with self._files:
-            while len(self._segments) > 1 and self._segments[1][0] <= min(seq, self._durable_seq):
-                self._drop_oldest()
-                dropped += 1
-        return dropped
-
-    def _drop_to(self, limit_bytes: int) -> None:
-        with self._files:
-            while (
-                len(self._segments) > 1
-                and sum(size for _, size in self._segments) > limit_bytes
-                and self._segments[1][0] <= self._durable_seq
-            ):
-                self._drop_oldest()
-
-    def _drop_oldest(self) -> None:
-        self._disk.unlink(self._path(segment_name(self._segments[0][0])))
-        # One by one: two unsynced unlinks could survive in the wrong order and leave a hole.
-        self._disk.sync_path(self.directory)
-        del self._segments[0]
+        return self._files.drop_before(seq)
 
     def close(self) -> None:
         """Makes everything appended durable, stops the thread and lets go of the directory. Raises DurabilityLost if that failed."""
         with self._lock:
             already = self._closing
             self._closing = True
-            if self._pending or self._written_seq > self._durable_seq:
+            if self._pending or self._files.written_seq > self.durable_seq:
                 self._rouse()
             self._wake.notify()
             thread = self._thread
@@ -394,10 +289,7 @@ class Journal:
             return
         if thread is not None:
             thread.join()
-        with self._files:
-            if self._fd >= 0:
-                self._disk.close(self._fd)
-                self._fd = -1
+        self._files.close()
         self._writer_lock.close()
         if self._failure is not None:
             raise DurabilityLost(self._failure)

@@ -1,4 +1,4 @@
-"""Law: the seconds of one engine iteration from its shape (specs/scheduling.md 3.1), its file form and its online correction.
+"""Law: the seconds of one engine iteration from its shape (docs/engine.md, "Laws"), its file form and its online correction.
 
 Every coefficient is non-negative, so a law never shrinks when work is added: that is what lets `max_chunk` bisect.
 """
@@ -14,9 +14,11 @@ from headway.core.errors import ConfigError
 
 SCHEMA = "headway.law/1"
 
-# specs/scheduling.md 3.2: half-life 2,000 iterations, alarm at 25 % drift.
+# Ours: half-life 2,000 iterations, alarm at 25 % drift.
 FORGET = 0.5 ** (1.0 / 2000.0)
 DRIFT_ALARM = 0.25
+HOST_RISE_S = 0.010
+"""Host time may be corrected upward by this much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,8 @@ class IterationLaw:
     """T = c_host + s*(G(rows) + H(sampled) + [B>0](d0 + d1*B + d2*KV) + [c>0](p0 + p1*c + p2*sum c_k*(c_k + 2*prefix_k))).
 
     Seconds throughout. `rows` = decode rows B plus all chunk tokens c; KV = cached tokens the decode rows read. G and H are monotone
-    piecewise linear: `g_tokens`/`g_s`, `h_rows`/`h_s`. Source of the form: specs/scheduling.md 3.1.
+    piecewise linear: `g_tokens`/`g_s`, `h_rows`/`h_s`. The form is ours: weights are read once (G), keys once a decode row (d2)
+    and once a pair of prompt rows (p2).
     """
 
     c_host_s: float = 0.0
@@ -272,7 +275,8 @@ def max_chunk(
 
 @dataclass(slots=True)
 class OnlineCorrection:
-    """Recursive least squares on (c_host, s) only, relative error, half-life 2,000 iterations (specs/scheduling.md 3.2).
+    """Recursive least squares on (c_host, s) only, relative error, half-life 2,000 iterations (with exponential
+    forgetting: Ljung, "System Identification", 1987, ch. 11).
 
     `s` stays within [0.5, 2] x fitted. Plain floats: `to_plain`/`from_plain` restore it exactly.
     """
@@ -329,12 +333,15 @@ class OnlineCorrection:
         self.drift += (error - self.drift) * 0.01
 
     def _bounded(self, c_host_s: float, s: float) -> tuple[float, float]:
-        return min(max(c_host_s, 0.0), self.fitted_c_host_s + 0.010), min(max(s, 0.5 * self.fitted_s), 2.0 * self.fitted_s)
+        return min(max(c_host_s, 0.0), self.fitted_c_host_s + HOST_RISE_S), min(max(s, 0.5 * self.fitted_s), 2.0 * self.fitted_s)
 
     @property
     def alarm(self) -> bool:
-        """True when `s`, or the recent mean error, is 25 % off the fitted law: calibrate again."""
-        return abs(self.s / self.fitted_s - 1.0) > DRIFT_ALARM or abs(self.drift) > DRIFT_ALARM if self.fitted_s > 0 else False
+        """True when `s`, or the recent mean error, is 25 % off the fitted law, or host time is at its upper bound: calibrate again."""
+        if self.fitted_s <= 0:
+            return False
+        host_at_bound = self.c_host_s >= self.fitted_c_host_s + HOST_RISE_S
+        return host_at_bound or abs(self.s / self.fitted_s - 1.0) > DRIFT_ALARM or abs(self.drift) > DRIFT_ALARM
 
     def corrected(self, law: IterationLaw) -> IterationLaw:
         """The law with today's (c_host, s)."""

@@ -1,4 +1,4 @@
-"""Fitting an `IterationLaw`: non-negative least squares on relative error (specs/scheduling.md 3.2). numpy only."""
+"""Fitting an `IterationLaw`: non-negative least squares on relative error (docs/engine.md, "Laws"). numpy only."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from headway.core.law import FitQuality, IterationLaw, LawPoint, Residual, Valid
 
 FloatArray = npt.NDArray[np.float64]
 
-# A knot of G per this many points: more would fit noise (40 points at most, section 3.2).
+# A knot of G per this many points: more would fit noise (40 points at most).
 POINTS_PER_KNOT = 4
 MIN_POINTS = 4
 
@@ -131,7 +131,7 @@ def fit(
     """The law that best explains the points, with its errors and residual quantiles.
 
     Raises ConfigError for fewer than 4 points or a time that is not positive. A quality above 10 % MAPE is used with a warning by the
-    caller (section 3.2).
+    caller.
     """
     if len(points) < MIN_POINTS:
         raise ConfigError(f"a law needs at least {MIN_POINTS} measured points, got {len(points)}: run `headway calibrate`")

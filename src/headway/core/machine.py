@@ -1,4 +1,4 @@
-"""What machine this is, and whether others were using it while we measured (DESIGN.md section 9, "quiet"). Linux /proc only."""
+"""What machine this is, and whether others were using it while we measured ("quiet": docs/benchmarks.md). Linux /proc only."""
 
 import os
 import platform

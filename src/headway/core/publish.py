@@ -2,7 +2,7 @@
 
 The four steps of `publish` (temporary file, fsync, rename, fsync of the directory) are each needed on ext4, xfs and btrfs:
 without the first fsync xfs leaves an empty file, without the second about half of the crashes bring the old file back
-(specs/crashtest.md 5.2, measured).
+(measured; compare Pillai et al., "All File Systems Are Not Created Equal", OSDI 2014).
 """
 
 import contextlib

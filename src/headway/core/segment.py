@@ -3,7 +3,8 @@
 Segment `%016x.wal` (hex of its first sequence number): 32-byte header `magic, version u16, flags u16, first_seq u64, salt u64, CRC32, 0`,
 then frames `length u32, CRC32 u32, seq u64, durable_seq u64, payload, zeros to 8 bytes`; the CRC covers salt, seq, durable_seq, payload.
 The random salt tells frames of this segment from stale ones in reused blocks; `durable_seq`, the highest sequence number known durable
-when the frame was written, tells bit rot (a later frame vouches for the damaged one) from a torn tail. Source: specs/crashtest.md 9.
+when the frame was written, tells bit rot (a later frame vouches for the damaged one) from a torn tail. The salt is an idea of
+SQLite's write-ahead log (sqlite.org/fileformat2.html, section 4).
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Slo: what was promised for one request, when each token is due, and whether a request was on time (DESIGN.md section 2).
+"""Slo: what was promised for one request, when each token is due, and whether a request was on time (README, "Promises").
 
 The one scorer of the project: server, scheduler, bench and simulator all call `score`.
 """
@@ -63,7 +63,7 @@ class Slo:
         return arrival_ns + to_ns(self.e2e_s)
 
 
-# specs/scheduling.md section 2: default classes (ours).
+# The default classes (ours).
 _DEFAULTS: dict[SloClass, Slo] = {
     "realtime": Slo(ttft_s=0.5, tpot_s=0.03, cls="realtime"),
     "interactive": Slo(ttft_s=1.0, tpot_s=0.05, cls="interactive"),
@@ -121,7 +121,7 @@ def from_request(body: object = None, headers: dict[str, str] | None = None) -> 
     """The promise a client asked for, *unresolved* (`empty` when it gave no numbers), from the body's `slo` and lower-case headers.
 
     Body: `{"ttft_ms", "tpot_ms", "e2e_ms", "class"}`. Headers: `x-slo-ttft-ms`, `x-slo-tpot-ms`, `x-slo-e2e-ms`, `x-slo-class`, and
-    `x-llm-d-slo-ttft-ms`, `x-llm-d-slo-tpot-ms`; the body wins, part by part (specs/engine.md 5.6). Raises InvalidRequest.
+    `x-llm-d-slo-ttft-ms`, `x-llm-d-slo-tpot-ms`; the body wins, part by part. Raises InvalidRequest.
     """
     asked: dict[str, object] = {}
     for name, value in (headers or {}).items():

@@ -7,6 +7,8 @@ from headway.engine.calibrate import law_for
 from headway.engine.engine import Engine, EngineModel
 from headway.engine.frames import EngineSettings
 from headway.engine.load import MAX_SEQUENCES, LoadedModel, Progress, load_model
+from headway.engine.remeasure import QuickRemeasure
+from headway.scheduling.messages import LawUpdate
 from headway.scheduling.view import PolicyName
 
 
@@ -29,6 +31,19 @@ class LoadedEngine(Engine):
             threads=loaded.team.n_threads,
             memory_bytes=settings.kv_memory_bytes,
         )
+        self._name = settings.model
+        self._remeasure = QuickRemeasure(loaded, self._residents[settings.model].pool)
+
+    def measure_in_s(self) -> float | None:
+        return self._remeasure.due_in_s(self.view.models[self._name])
+
+    def measure_more(self) -> list[LawUpdate]:
+        law = self._remeasure.take()
+        if law is None:
+            return []
+        update = LawUpdate(f"{self._name}/generate", law.to_params())
+        self.apply(update)
+        return [update]
 
     @property
     def loaded(self) -> LoadedModel:

@@ -1,7 +1,7 @@
-"""Measure what an iteration costs on this machine and fit its law (specs/scheduling.md 3.2).
+"""Measure what an iteration costs on this machine and fit its law (docs/engine.md, "Laws").
 
-`headway calibrate` measures 40 points, `--quick` and a server that finds no law measure 8. Laws are kept under state/laws, one file
-for each (model, kernels, CPU, accuracy, KV dtype, threads).
+`headway calibrate` measures 40 points, `--quick` and a server that finds no law measure 10. Laws are kept under state/laws, one file
+for each (model, kernels, CPU, accuracy, KV dtype, threads); a quick one only when nobody else was using the machine meanwhile.
 """
 
 import json
@@ -15,7 +15,7 @@ from headway.core.config import ServeConfig
 from headway.core.durable import make_dirs, publish
 from headway.core.errors import ConfigError
 from headway.core.law import IterationLaw, LawPoint, fit
-from headway.core.machine import machine_fingerprint
+from headway.core.machine import QuietWatch, machine_fingerprint
 from headway.core.paths import laws_dir
 from headway.engine.frames import EngineSettings
 from headway.engine.load import LoadedModel, Progress, load_model
@@ -27,7 +27,9 @@ Shape = tuple[int, int, int, int]
 QUICK: tuple[Shape, ...] = (
     (1, 64, 0, 0),
     (1, 2048, 0, 0),
+    (2, 256, 0, 0),
     (8, 256, 0, 0),
+    (16, 256, 0, 0),
     (0, 0, 16, 0),
     (0, 0, 64, 0),
     (0, 0, 256, 0),
@@ -45,15 +47,17 @@ FULL: tuple[Shape, ...] = (
 REPEATS = 5
 QUICK_REPEATS = 3
 QUICK_LIMIT_S = 2.5  # a server's cold start has 5 s for everything
+QUICK_LAW, QUICK_BUSY, CALIBRATED = "quick", "quick, machine busy", "calibrate"
+"""What `IterationLaw.made_by` says of a law measured here; QUICK_BUSY: others were using the cores meanwhile."""
 
 
-def _batch(program: CpuProgram, shape: Shape, seed: int) -> Batch:
-    """An iteration of this shape; sequences read whatever their pages hold, which costs the same as anything else."""
+def _batch(program: CpuProgram, shape: Shape, seed: int, pages: Sequence[int]) -> Batch:
+    """An iteration of this shape; sequences read whatever `pages` hold, which costs the same as anything else, and write to them."""
     rows, context, chunk, prefix = shape
     rng = np.random.default_rng(seed)
     sequences = rows + (1 if chunk else 0)
     per_sequence = max(1, -(-max(context + 1, prefix + chunk) // program.page_tokens))
-    tables = (np.arange(sequences * per_sequence) % program.pages).astype(np.int32).reshape(sequences, per_sequence)
+    tables = np.resize(np.asarray(pages, np.int32), (sequences, per_sequence))
     positions = [*([context] * rows), *range(prefix, prefix + chunk)]
     first, lengths = list(range(rows)), [1] * rows
     if chunk:
@@ -74,6 +78,52 @@ def _fits(program: CpuProgram, shape: Shape) -> bool:
     return rows + chunk <= program.max_rows and rows < program.max_sampled_rows and longest <= program.context_tokens
 
 
+class Measurement:
+    """Times of shapes, taken one at a time, in random order within each round; the first is preceded by an untimed pass."""
+
+    def __init__(self, program: CpuProgram, shapes: Sequence[Shape], repeats: int, seed: int = 0) -> None:
+        """Shapes that do not fit the program are left out. Raises ConfigError when fewer than 4 are left."""
+        self.shapes = [s for s in shapes if _fits(program, s)]
+        if len(self.shapes) < 4:
+            raise ConfigError(
+                f"{len(self.shapes)} of {len(shapes)} calibration shapes fit a context of {program.context_tokens}; give more kv-memory"
+            )
+        self._program = program
+        self._seed = seed
+        self._times: list[list[float]] = [[] for _ in self.shapes]
+        rng = np.random.default_rng(seed)
+        self._turns = [int(i) for _ in range(repeats) for i in rng.permutation(len(self.shapes))]
+        self._taken = 0
+        self._spent_s = 0.0
+
+    @property
+    def fraction(self) -> float:
+        return self._taken / len(self._turns)
+
+    def done(self, limit_s: float) -> bool:
+        """Whether all repetitions are taken, or `limit_s` of running is used up and every shape was measured at least once."""
+        return self._taken == len(self._turns) or (self._taken >= len(self.shapes) and self._spent_s > limit_s)
+
+    def take(self, pages: Sequence[int]) -> None:
+        """Times one more shape. `pages`: KV pages that nobody needs; their content is lost."""
+        i = self._turns[self._taken]
+        batch = _batch(self._program, self.shapes[i], self._seed + i, pages)
+        if not self._taken:
+            self._program.execute(batch)
+        t0 = time.perf_counter()
+        self._program.execute(batch)
+        seconds = time.perf_counter() - t0
+        self._times[i].append(seconds)
+        self._spent_s += seconds
+        self._taken += 1
+
+    def points(self) -> list[LawPoint]:
+        return [
+            LawPoint(rows, rows * (context + 1), chunk, prefix, rows + (1 if chunk else 0), statistics.median(times))
+            for (rows, context, chunk, prefix), times in zip(self.shapes, self._times, strict=True)
+        ]
+
+
 def measure(
     program: CpuProgram,
     shapes: Sequence[Shape],
@@ -83,32 +133,13 @@ def measure(
     progress: Callable[[float], None] = lambda fraction: None,
     seed: int = 0,
 ) -> list[LawPoint]:
-    """Median seconds of each shape, in random order within each round, after one untimed pass. Stops repeating (never before the first
-    round is whole) when `limit_s` is used up."""
-    usable = [s for s in shapes if _fits(program, s)]
-    if len(usable) < 4:
-        raise ConfigError(
-            f"only {len(usable)} of {len(shapes)} calibration shapes fit a context of {program.context_tokens}; give more kv-memory"
-        )
-    batches = [_batch(program, s, seed + i) for i, s in enumerate(usable)]
-    times: list[list[float]] = [[] for _ in usable]
-    start = time.perf_counter()
-    rng = np.random.default_rng(seed)
-    program.execute(batches[0])
-    done = 0
-    for round_ in range(repeats):
-        for i in rng.permutation(len(usable)):
-            if round_ and time.perf_counter() - start > limit_s:
-                break
-            t0 = time.perf_counter()
-            program.execute(batches[i])
-            times[i].append(time.perf_counter() - t0)
-            done += 1
-            progress(done / (repeats * len(usable)))
-    return [
-        LawPoint(rows, rows * (context + 1), chunk, prefix, rows + (1 if chunk else 0), statistics.median(t))
-        for (rows, context, chunk, prefix), t in zip(usable, times, strict=True)
-    ]
+    """Median seconds of each shape. Overwrites all KV pages. Stops repeating (never before the first round is whole) when `limit_s` is
+    used up."""
+    measurement = Measurement(program, shapes, repeats, seed)
+    while not measurement.done(limit_s):
+        measurement.take(range(program.pages))
+        progress(measurement.fraction)
+    return measurement.points()
 
 
 def _file_name(loaded: LoadedModel) -> str:
@@ -137,17 +168,30 @@ def saved_law(loaded: LoadedModel) -> IterationLaw | None:
 
 
 def law_for(loaded: LoadedModel, progress: Progress) -> IterationLaw:
-    """The saved law, or a quick one measured now (and saved, so that the next start need not)."""
+    """The saved law, or a quick one measured now. It is saved, so that the next start need not, unless the machine was busy meanwhile:
+    such a law is right for this hour at best."""
     law = saved_law(loaded)
     if law is None:
+        watch = QuietWatch()
         points = measure(loaded.program, QUICK, QUICK_REPEATS, limit_s=QUICK_LIMIT_S, progress=lambda fraction: progress("law", fraction))
-        law = fitted(loaded, points, "quick")
+        law = keep_quick(loaded, points, watch)
+    return law
+
+
+def keep_quick(loaded: LoadedModel, points: Sequence[LawPoint], watch: QuietWatch) -> IterationLaw:
+    """The quick law of these points; saved if the machine was quiet since `watch` began."""
+    quiet = watch.quiet().is_quiet
+    law = fitted(loaded, points, QUICK_LAW if quiet else QUICK_BUSY)
+    if quiet:
         save(loaded, law)
     return law
 
 
 def calibrate(config: ServeConfig, *, quick: bool = False, progress: Callable[[str], None] = print) -> IterationLaw:
-    """What `headway calibrate` runs: measure, fit, save, and say how good the fit is."""
+    """What `headway calibrate` runs: measure, fit, save, and say how good the fit is.
+
+    A quick law never replaces a calibrated one, and is not saved when others were using the machine.
+    """
     settings = EngineSettings(
         model=config.model,
         accuracy=config.accuracy,
@@ -165,11 +209,25 @@ def calibrate(config: ServeConfig, *, quick: bool = False, progress: Callable[[s
 
     loaded = load_model(settings, loading)
     try:
+        known = saved_law(loaded) if quick else None
+        if known is not None and known.made_by == CALIBRATED:
+            progress(
+                f"the calibrated law of {config.model} stays (mean error {known.quality.mape:.1%}); without --quick it is measured again"
+            )
+            return known
         shapes = QUICK if quick else FULL
         progress(f"measuring {len(shapes)} shapes of iteration on {loaded.team.n_threads} threads ({loaded.program.isa.name}) ...")
+        watch = QuietWatch()
         points = measure(loaded.program, shapes, REPEATS, limit_s=25.0 if quick else 110.0)
-        law = fitted(loaded, points, "quick" if quick else "calibrate")
-        save(loaded, law)
+        window = watch.quiet()
+        if quick:
+            law = keep_quick(loaded, points, watch)
+        else:
+            law = fitted(loaded, points, CALIBRATED)
+            save(loaded, law)
+        if not window.is_quiet:
+            kept = "not kept, a server measures anew when it starts" if quick else "kept; measure again on a quiet machine"
+            progress(f"others used {window.others_share + window.steal_share:.0%} of the cores meanwhile: the law is {kept}")
     finally:
         loaded.close()
     q = law.quality
@@ -178,6 +236,6 @@ def calibrate(config: ServeConfig, *, quick: bool = False, progress: Callable[[s
     )
     one, prompt = law.predict_s(1, 512, [], 1), law.predict_s(0, 0, [(512, 0)], 1)
     progress(f"  a token at context 512: {one * 1e3:.1f} ms; a 512-token prompt: {prompt * 1e3:.0f} ms")
-    if q.mape > 0.10:
-        progress("  the error is above 10 %: the machine was busy; it is used with its own margins, run it again on a quiet machine")
+    if q.mape > 0.10 and law.made_by != QUICK_BUSY:
+        progress("  the error is above 10 %: times varied; the law is used with its own margins, run it again on a quiet machine")
     return law

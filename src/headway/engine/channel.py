@@ -17,7 +17,7 @@ HEADER = struct.Struct("<IBBHQ")
 """body length in bytes, family, kind, 0, number within its family (from 1)"""
 MAX_FRAME_BYTES = 64 << 20
 MAX_QUEUED_BYTES = 16 << 20
-"""DESIGN.md section 3: more than this waiting to be read = engine busy (front), no composing (engine)."""
+"""More than this waiting to be read = engine busy (front), no composing (engine)."""
 PAUSE_LIMIT_S = 30.0
 _READ_BYTES = 1 << 18
 
@@ -186,7 +186,7 @@ class FrontSide:
 
     @property
     def busy(self) -> bool:
-        """More waits to be read by the engine than DESIGN.md section 3 allows."""
+        """More than MAX_QUEUED_BYTES wait to be read by the engine."""
         return self._writer.queued_bytes > MAX_QUEUED_BYTES
 
     @property

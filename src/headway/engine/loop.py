@@ -34,6 +34,8 @@ from headway.scheduling.messages import Abort, Dispatch, Downgrade, EngineSpec, 
 FACTORY = "headway.engine.build:build_engine"
 EXIT_FRONT_GONE, EXIT_FAILED = 3, 4
 USAGE_S = 1.0
+MEASURE_AFTER_S = 1.0
+"""Idle for so long, an engine may measure: between the requests of one conversation nobody should wait for that."""
 _NO_TAPE = msgspec.Raw(encode([]))
 
 Command = Abort | Downgrade | Relegate | Pace | LawUpdate
@@ -56,6 +58,14 @@ class SteppedEngine(Protocol):
     def view_plain(self) -> Any: ...
     def law_updates(self) -> list[LawUpdate]: ...
     def law_news(self) -> list[LawUpdate]: ...
+    def measure_in_s(self) -> float | None:
+        """In how many seconds its law should be measured again, if nothing else is to do then; None = not at all."""
+        ...
+
+    def measure_more(self) -> list[LawUpdate]:
+        """One piece of that, well under a second; the law, for the router, when that was the last."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -75,6 +85,7 @@ class EngineLoop:
         self._dispatches: dict[int, Dispatch] = {}
         self._view_wanted = False
         self._usage_due_s: float | None = None
+        self._idle_since_s: float | None = None
         engine.boot = boot
         engine.tape = [] if record else None
 
@@ -100,7 +111,24 @@ class EngineLoop:
                 self._send_view()
             self._tell_usage(stepped is not None)
             if stepped is None:
-                channel.wait(None)
+                self._rest()
+            else:
+                self._idle_since_s = None
+
+    def _rest(self) -> None:
+        """Sleeps until something arrives, or measures a piece of a law when it is time for that."""
+        measure_in_s = self._engine.measure_in_s()
+        if measure_in_s is None:
+            self._channel.wait(None)
+            return
+        now_s = time.monotonic()
+        if self._idle_since_s is None:
+            self._idle_since_s = now_s
+        left_s = max(measure_in_s, self._idle_since_s + MEASURE_AFTER_S - now_s)
+        if left_s > 0:
+            self._channel.wait(left_s)
+        else:
+            self._channel.send(*self._engine.measure_more())
 
     def _take(self, number: int, message: Any) -> None:
         kind = type(message)

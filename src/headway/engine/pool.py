@@ -1,7 +1,7 @@
 """Who owns which KV page. A page is free, owned (refcount >= 1) or cached (refcount 0, still in the prefix cache, evictable).
 
 Bookkeeping only: never touches a page's content. Pages are handed out in runs of consecutive ids, because attention over 64+ consecutive
-tokens was measured 1.3-1.7x faster than over scattered pages (specs/attention.md 6.4).
+tokens was measured 1.3-1.7x faster than over scattered pages.
 """
 
 from collections import OrderedDict

@@ -1,7 +1,7 @@
 """Which full KV pages hold which tokens: a tree of pages keyed by a hash chain, verified by comparing the tokens themselves.
 
 A page's identity is its parent's identity, its tokens and its rows' classes, under a root of (model, accuracy, KV dtype, salt).
-Only the index lives here; owners and LRU order are the pool's (specs/engine.md 4.2).
+Only the index lives here; owners and LRU order are the pool's (docs/engine.md, "Pages, prefixes, preemption").
 """
 
 from dataclasses import dataclass

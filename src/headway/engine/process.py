@@ -14,7 +14,7 @@ _PR_SET_PDEATHSIG = 1
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS"), "1") | {
     "TOKENIZERS_PARALLELISM": "false"
 }
-"""Set in both processes before anything imports numpy or numba: the Team owns the cores (DESIGN.md section 2)."""
+"""Set in both processes before anything imports numpy or numba: the Team owns the cores (docs/kernels.md)."""
 
 
 def die_with_parent(parent_pid: int) -> None:

@@ -38,7 +38,7 @@ class Plan:
 
 class Resident:
     """`accuracy` "fast" gives prompt and generated rows different arithmetic, so that a recomputed row may only reuse pages whose rows had
-    its own classes; in "exact" all rows are alike and classes do not separate pages (DESIGN.md section 5)."""
+    its own classes; in "exact" all rows are alike and classes do not separate pages (docs/engine.md, "Rows and accuracy")."""
 
     def __init__(self, name: str, program: StepProgram, stop_ids: frozenset[int], accuracy: str, kv_dtype: str, max_sequences: int) -> None:
         self.name = name
@@ -49,11 +49,14 @@ class Resident:
         self.page_tokens = program.page_tokens
         self.max_sequences = min(max_sequences, program.max_sampled_rows, program.max_segments, program.max_rows)
         self.prefix = PrefixCache()
-        self.pool = PagePool(program.pages, program.page_tokens, self.prefix.forget)
+        self.pool = PagePool(program.pages, program.page_tokens, self._forget)
         self.tables = BlockTables(2 * self.max_sequences, -(-program.context_tokens // program.page_tokens))
         self.sequences: dict[int, Sequence] = {}
         self.changed: set[int] = set()
         """ids whose number of pages changed since the caller last cleared it"""
+        self._of_prompt = bytearray(program.pages)
+        """published pages that lie in some sequence's prompt: those that the front's mirror may know"""
+        self._dropped_pages = 0
         self._builder = BatchBuilder(program, self.tables)
         self._sampler = Sampler(program.vocab, program.draw_kernels)
         self._classes_matter = accuracy == "fast"
@@ -154,6 +157,8 @@ class Resident:
             elif ends:
                 outputs.append(self._draw(span.sequence, logits[index], best[index]))
             index += ends
+        if self._dropped_pages and outputs:
+            outputs[0].pages_dropped, self._dropped_pages = self._dropped_pages, 0
         return outputs
 
     def check_invariants(self) -> None:
@@ -178,6 +183,12 @@ class Resident:
             raise ViewMismatch(f"{self.tables.in_use} block tables are open, {held} in use")
 
     # ---- pages ---------------------------------------------------------------------------------------------------------
+    def _forget(self, page: int) -> None:
+        """The pool takes a cached page back."""
+        self.prefix.forget(page)
+        self._dropped_pages += self._of_prompt[page]
+        self._of_prompt[page] = 0
+
     def _pages_for(self, rows: int) -> int:
         return -(-rows // self.page_tokens)
 
@@ -234,6 +245,7 @@ class Resident:
                     break
                 spent += 1
             self.pool.retain(entry.page)
+            self._of_prompt[entry.page] |= end <= sequence.prompt_tokens
             self._extend(sequence, [entry.page])
             key = entry.key
             sequence.keys.append(key)
@@ -260,6 +272,7 @@ class Resident:
             parent = sequence.keys[-1] if sequence.keys else sequence.root
             page = sequence.pages[index]
             entry = self.prefix.insert(page, parent, sequence.tokens[first:end].tobytes(), classes)
+            self._of_prompt[entry.page] |= end <= sequence.prompt_tokens
             if entry.page == page:
                 self.pool.publish(page)
             else:

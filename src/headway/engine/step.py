@@ -17,7 +17,7 @@ Float32 = NDArray[np.float32]
 class Batch:
     """One iteration of one model; every array is int32 and C-contiguous, and valid until the next batch is built.
 
-    Rows of class "generated" come first, because the class decides how many planes of activations a row gets (specs/engine.md 4.4).
+    Rows of class "generated" come first, because the class decides how many planes of activations a row gets (docs/kernels.md).
     """
 
     token_ids: Int32

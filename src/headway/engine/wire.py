@@ -10,7 +10,7 @@ SCHEMA = "headway.wire/1"
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How one sequence's tokens are drawn (specs/engine.md 4.3). temperature 0 = greedy, lowest id on ties.
+    """How one sequence's tokens are drawn (docs/engine.md, "Sampling"). temperature 0 = greedy, lowest id on ties.
 
     `logprobs`: None = none, k >= 0 = the chosen token's raw log-probability and those of the k best.
     `prompt_logprobs` asks the same for every prompt token (completions with echo).
@@ -55,6 +55,7 @@ class Output:
     """Tokens sampled for one sequence in one iteration, in order. Not frozen: there is one a token, and that would make it three times as
     dear. `finish`: "" while running, else stop | length | abort | error.
 
+    `pages_dropped`: pages of prompts that the prefix cache forgot since this model's last outputs (said with whichever comes first).
     `stop_id` says which stop token ended it (it is not in `token_ids`). `prompt_logprobs` arrives once, with the first token
     (its first entry is None).
     """
@@ -66,7 +67,6 @@ class Output:
     finish: str = ""
     stop_id: int | None = None
     cached_tokens: int = 0
-    pages_added: int = 0
     pages_dropped: int = 0
     error: str = ""
 

@@ -1,4 +1,4 @@
-"""The router's journal: snapshots, events, finishes, and what a crash left open (DESIGN.md 3.5).
+"""The router's journal: snapshots, events, finishes, and what a crash left open (docs/fleet.md).
 
 Files, numbering and group commit are `core.durable`'s. After a failed sync nothing is acknowledged any more and `failure` says why.
 """
@@ -32,9 +32,10 @@ from headway.fleet.ticket import JournalUnavailable
 from headway.scheduling.messages import Shed
 
 CAP_BYTES = 256 << 20
-"""DESIGN.md 3.5; oldest segments are dropped."""
+"""Oldest segments are dropped beyond it."""
 SEGMENT_BYTES = 8 << 20
 """A segment opens with a snapshot; a file holds one, so that what is kept always starts with one."""
+REMEDY = "What runs finishes. Make room, then restart the server: what was acknowledged is kept. Or serve without a record: --journal off"
 _ARRIVE_KIND = 1
 
 
@@ -164,7 +165,7 @@ class RouterJournal:
             self.committed()
 
     def unavailable(self) -> JournalUnavailable:
-        return JournalUnavailable(f"no new requests: {self.failure}; or serve without a record: --journal off")
+        return JournalUnavailable(f"no new requests: {self.failure}")
 
     def close(self) -> None:
         """Writes and syncs what is left (blocks). A failure stays in `failure`."""
@@ -180,7 +181,8 @@ class RouterJournal:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        self.failure = self.failure or str(error) or type(error).__name__
+        # Final for this process (core.journal): only opening the files anew tells what is on the medium.
+        self.failure = self.failure or f"{str(error) or type(error).__name__}. {REMEDY}"
 
     def _snapshot(self, state: Any, *, first: bool) -> None:
         raw = msgspec.Raw(encode(state))

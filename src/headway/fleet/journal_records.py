@@ -1,4 +1,4 @@
-"""What the router's journal holds, record by record (DESIGN.md 3.5): plain numbers and names, never text, token ids or page hashes.
+"""What the router's journal holds, record by record (docs/fleet.md): plain numbers and names, never text, token ids or page hashes.
 
 A record is one byte that says its type, then msgpack. Events and commands carry the number of their type (EVENTS, COMMANDS).
 """

@@ -1,6 +1,6 @@
 """One engine process as its front sees it: spawn, handshake, loading, frames of this boot, watchdog, death and restart.
 
-Policy of DESIGN.md section 3: no report for max(5 s, 10 x budget) with work in flight = SIGKILL; restart after 1, 2, 4 s; three deaths in
+Policy (docs/fleet.md): no report for max(5 s, 10 x budget) with work in flight = SIGKILL; restart after 1, 2, 4 s; three deaths in
 60 s = unhealthy. Everything runs on the event loop; the child is watched through its pidfd.
 """
 

@@ -21,6 +21,7 @@ from headway.fleet.journal import KeyedHash, RouterJournal
 from headway.fleet.journal_records import EVENT_OF, NO_TAPE, EventRecord, Finish, ViewRecord, encode, pack_commands
 from headway.fleet.link import EngineLink
 from headway.fleet.mirror import Mirrors
+from headway.fleet.observed import Observed
 from headway.fleet.ticket import EngineBusy, FleetRequest, Refused, Ticket
 from headway.scheduling import messages as m
 from headway.scheduling import router
@@ -43,19 +44,13 @@ class LocalFleet:
         self._hashed = journal.hashed if journal is not None else KeyedHash(secrets.token_bytes(32))
         self._state = router.new_state(config.policy, seed)
         self._links: dict[str, EngineLink] = {}
-        self._specs: dict[str, m.EngineSpec] = {}
-        self._laws: dict[str, dict[str, object]] = {}
+        self._observed = Observed()
         self._mirrors = Mirrors()
         self._tickets: dict[int, Ticket] = {}
         """what the router knows: submitted and not over at the engine"""
         self._in_flight: dict[str, dict[int, None]] = {}
         self._next_id = 1 if journal is None else journal.next_id
         self._last_ns = 0
-        self._report: m.Report | None = None
-        self._pages: dict[str, tuple[int, int, int]] = {}
-        self._pace_ns = 0
-        self._tokens_total = 0
-        self._execute_cpu_s: dict[str, float] = {}
         self._loop = asyncio.get_running_loop()
         self._tick: asyncio.TimerHandle | None = None
         self._tick_ns = 0
@@ -211,7 +206,7 @@ class LocalFleet:
                 if ticket.engine_id:
                     self._links[ticket.engine_id].send(command)
         elif kind is m.Pace:
-            self._pace_ns = command.pace_ns
+            self._observed.pace_ns = command.pace_ns
             self._links[command.engine_id].send(command)
         # Claim, Release, ScaleUp, ScaleDown: this fleet is its one engine.
 
@@ -277,16 +272,13 @@ class LocalFleet:
         elif kind is Stepped:
             self._reported(engine_id, message)
         elif kind is Usage:
-            self._execute_cpu_s[engine_id] = message.execute_cpu_s
+            self._observed.execute_cpu_s[engine_id] = message.execute_cpu_s
         elif kind is m.EngineUp:
-            self._execute_cpu_s[engine_id] = 0.0
-            self._specs[engine_id] = message.spec
+            self._observed.engine_up(message)
             self._mirrors.engine_up(engine_id, message.spec)
-            for spec in message.spec.models:
-                self._pages[spec.model] = (0, 0, spec.pages)
             self._step(message)
         elif kind is m.LawUpdate:
-            self._laws[message.law_id] = message.params
+            self._observed.law(message)
             self._step(message)
         elif kind is ViewFrame and self._journal is not None:
             self._journal.view(ViewRecord(message.engine_id, message.boot, message.view))
@@ -294,7 +286,7 @@ class LocalFleet:
     def _fan_out(self, engine_id: str, outputs: list[wire.Output]) -> None:
         tickets = self._tickets
         for output in outputs:
-            self._tokens_total += len(output.token_ids)
+            self._observed.tokens_total += len(output.token_ids)
             ticket = tickets.get(output.id)
             if ticket is None:
                 continue
@@ -304,8 +296,7 @@ class LocalFleet:
     def _reported(self, engine_id: str, stepped: Stepped) -> None:
         report = decode_report(stepped.report)
         self._links[engine_id].reported(report.next_ns)
-        self._report = report
-        self._pages.update(report.pages)
+        self._observed.reported(report)
         self._step(report, raw=stepped.report, tape=stepped.tape)
         for id, why in report.failed:
             ticket = self._tickets.get(id)
@@ -318,8 +309,7 @@ class LocalFleet:
     def _engine_down(self, engine_id: str, boot: int, why: str) -> None:
         """The process is gone: everything dispatched to it is over, held requests wait for the next boot."""
         lost = list(self._in_flight[engine_id])
-        for spec in self._specs[engine_id].models if engine_id in self._specs else ():
-            self._pages[spec.model] = (0, 0, spec.pages)
+        self._observed.engine_down(engine_id)
         self._step(m.EngineDown(engine_id, boot, why))
         error = EngineDied(f"{engine_id} {why}; send the request again")
         for id in lost:
@@ -343,13 +333,8 @@ class LocalFleet:
 
     # ---- what others want to know --------------------------------------------------------------------------------------------
     def stats(self) -> dict[str, Any]:
-        """Counters of DESIGN.md section 3 and the issue; `kv_pages_used` are held by requests, `kv_pages_cached` free but still known;
-        `execute_cpu_s` is CPU inside the step program, all threads, since the engine started: a second old at most, exact when idle."""
-        report = self._report
-        return {
-            "kv_pages_total": sum(total for _, _, total in self._pages.values()),
-            "kv_pages_used": sum(used for used, _, _ in self._pages.values()),
-            "kv_pages_cached": sum(cached for _, cached, _ in self._pages.values()),
+        """What `/stats` shows of this fleet: `Observed.stats` and the counts of requests and processes."""
+        return self._observed.stats() | {
             "open_requests": len(self._tickets),
             "queued_requests": sum(ticket.state == "waiting" for ticket in self._tickets.values()),
             "running_requests": sum(len(flights) for flights in self._in_flight.values()),
@@ -357,13 +342,6 @@ class LocalFleet:
             "engine_restarts": sum(link.restarts for link in self._links.values()),
             "accuracy": self._config.accuracy,
             "policy": self._config.policy,
-            "law": self._laws,
-            "slack_ms": None if report is None else report.slack_ns / 1e6,
-            "iteration_ms": None if report is None else report.dt_ns / 1e6,
-            "pace_ms": self._pace_ns / 1e6 if self._pace_ns else None,
-            "iterations": 0 if report is None else report.iteration,
-            "tokens_total": self._tokens_total,
-            "execute_cpu_s": sum(self._execute_cpu_s.values()),
             "journal": "off" if self._journal is None else (self._journal.failure or "on"),
         }
 
@@ -379,8 +357,8 @@ class LocalFleet:
         return (False, self._closing) if self._closing else (True, "ok")
 
     def models(self) -> list[dict[str, Any]]:
-        """One dict a model: model, accuracy, kv_dtype, context_tokens, page_tokens, pages, laws (kind -> law id)."""
-        return [msgspec.to_builtins(spec) for engine in self._specs.values() for spec in engine.models]
+        """`Observed.models`."""
+        return self._observed.models()
 
     # ---- the end ---------------------------------------------------------------------------------------------------------
     async def drain(self, seconds: float) -> int:

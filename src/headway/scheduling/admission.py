@@ -1,6 +1,6 @@
 """What the router predicts: when a prompt's first token would come on an engine, and whether everybody's promises would still hold.
 
-PolyServe's separate ADMIT tests (specs/scheduling.md section 4) for an engine that reads prompts earliest deadline first.
+PolyServe's admission tests (arXiv 2507.17769), kept apart, for an engine that reads prompts earliest deadline first.
 """
 
 from dataclasses import dataclass
@@ -149,7 +149,7 @@ def _pace_ns(r: RequestState) -> int:
 def quote(state: RouterState, engine: EngineState, request: RequestState, now_ns: int) -> Quote:
     """The nearest promise that could be kept here: the asked one a little later if an idle engine can keep it, else a looser one now.
 
-    Probability 0.9 is a placeholder, not measured: times use the learned 95 % quantile and lengths their 80 % quantile.
+    Times use the learned 95 % quantile, lengths their 80 % quantile; how often such a quote holds was not measured.
     """
     seen = forecast(state, engine, request, now_ns)
     idle_ttft_s, idle_pace_s = idle_forecast_s(state, engine, request)
@@ -158,5 +158,5 @@ def quote(state: RouterState, engine: EngineState, request: RequestState, now_ns
     if idle_ttft_s <= asked_ttft_s and idle_pace_s <= asked_tpot_s:
         wait_s = max(0.0, seen.ttft_s - asked_ttft_s)
         after_s = next((step for step in QUOTE_STEPS_S if wait_s <= step), QUOTE_STEPS_S[-1])
-        return Quote(asked_ttft_s, asked_tpot_s, after_s, 0.9)
-    return Quote(max(seen.ttft_s, asked_ttft_s), max(seen.pace_s, asked_tpot_s), 0.0, 0.9)
+        return Quote(asked_ttft_s, asked_tpot_s, after_s)
+    return Quote(max(seen.ttft_s, asked_ttft_s), max(seen.pace_s, asked_tpot_s), 0.0)

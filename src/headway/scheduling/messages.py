@@ -38,12 +38,11 @@ class EngineSpec:
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """The nearest promise that could be kept, `after_s` seconds from now, with its probability."""
+    """The nearest promise that could be kept, `after_s` seconds from now."""
 
     ttft_s: float
     tpot_s: float
     after_s: float
-    probability: float
 
 
 # ---- events: inputs of router.step -------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """`step`: one event in, commands out. Placement, admission and the overload ladder; everything it knows is in `RouterState`.
 
-The ladder (specs/scheduling.md 5.1, DESIGN.md section 4). A promise an idle engine could not keep is shed at once with a quote, or
-downgraded to the next class if the client had not asked for it. One that could be kept, but not now: held above the engine for
+The ladder (docs/scheduling.md, "Routing"; after PolyServe, arXiv 2507.17769). A promise an idle engine could not keep is shed at once with
+a quote, or downgraded to the next class if the client had not asked for it. One that could be kept, but not now: held above the engine for
 `HOLD_SHARE` of its time to first token, while others may finish early; then shed (realtime, interactive), relegated (batch) or downgraded
 (not asked for). `background` is shed only when the queue is full. Under `fcfs` nothing is shed but what can never fit.
 """

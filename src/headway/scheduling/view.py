@@ -14,7 +14,7 @@ from headway.scheduling.messages import EngineSpec, ModelSpec
 
 SCHEMA = "headway.view/1"
 PolicyName = Literal["fcfs", "headway"]
-# Of the distribution of output lengths (specs/scheduling.md 5.4); the quantile is ours. Wrong promises cost a preemption, not an error.
+# Of the distribution of output lengths (learned.py); the quantile is ours. Wrong promises cost a preemption, not an error.
 PROMISE_QUANTILE = 0.8
 # The freeze test allows 55 ms at a 50 ms pace, over the ~80 iterations of a long prompt: the 95 % quantile alone would let four of them
 # stick out. The tail may cost at most a sixth of the pace.

@@ -1,6 +1,6 @@
 """The ASGI application: routes and what surrounds each request (guard, limits, errors, counts). Plain ASGI down to the socket.
 
-A framework's per-request models would validate bodies twice and hide the transport whose buffer must be measured (specs/engine.md 5.4).
+A framework's per-request models would validate bodies twice and hide the transport whose buffer must be measured.
 """
 
 import asyncio
@@ -13,9 +13,10 @@ from typing import Any
 import msgspec
 
 from headway import __version__
+from headway.core import fields
 from headway.core.config import ServeConfig
 from headway.core.errors import HeadwayError, InvalidRequest
-from headway.server import fields, metrics
+from headway.server import metrics
 from headway.server.board import Board
 from headway.server.errors import HttpError, Problem, accident, full, problem_of, unavailable
 from headway.server.exchange import ClientGone, Exchange, Receive, Scope, Send

@@ -1,4 +1,4 @@
-"""Every error as a client sees it: status, OpenAI's JSON shape and headers (specs/engine.md 5.5). Pure."""
+"""Every error as a client sees it: status, OpenAI's JSON shape and headers (docs/server.md, "Errors"). Pure."""
 
 import math
 from dataclasses import dataclass, field
@@ -61,7 +61,6 @@ def refused(error: Refused) -> Problem:
             "ttft_ms": round(error.quote.ttft_s * 1e3, 3),
             "tpot_ms": round(error.quote.tpot_s * 1e3, 3),
             "after_s": round(error.quote.after_s, 3),
-            "probability": round(error.quote.probability, 4),
         }
     seconds = max(1, math.ceil(error.retry_after_s)) if math.isfinite(error.retry_after_s) else 60
     code = "queue_full" if error.reason == "queue_full" else "slo_unattainable"

@@ -21,7 +21,7 @@ Send = Callable[[Message], Awaitable[None]]
 HeaderList = Iterable[tuple[bytes, bytes]]
 
 TRANSPORT = "headway.transport"
-SLOW_READER_BYTES = 1024 * 1024  # specs/engine.md 5.4
+SLOW_READER_BYTES = 1024 * 1024  # some 4,000 chunks of a token: minutes behind
 SLOW_READER_LINGER_S = 10.0
 BODY_TIMEOUT_S = 30.0
 _DISCARD_BYTES = 64 * 1024 * 1024

@@ -1,4 +1,4 @@
-"""Who may ask: Host header (DNS rebinding), Origin and CORS, API key (specs/engine.md 5.8). Runs before a body is read."""
+"""Who may ask: Host header (DNS rebinding), Origin and CORS, API key (docs/server.md, "Safety"). Runs before a body is read."""
 
 import base64
 import binascii

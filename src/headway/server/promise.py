@@ -1,4 +1,4 @@
-"""What latency a client asked to be promised, and the headers that say what was granted (specs/engine.md 5.6)."""
+"""What latency a client asked to be promised, and the headers that say what was granted (docs/server.md, "Promises")."""
 
 from collections.abc import Mapping
 

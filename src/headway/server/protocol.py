@@ -1,4 +1,4 @@
-"""What a client may ask for: chat and completion requests as plain data, read and checked from JSON (specs/engine.md 5.2).
+"""What a client may ask for: chat and completion requests as plain data, read and checked from JSON (docs/server.md, "Requests").
 
 Null means absent. A field of OpenAI's schema that is not supported is refused unless it is at its neutral value; a name nobody
 knows is ignored and reported to the caller for the log.
@@ -7,9 +7,9 @@ knows is ignored and reported to the caller for the log.
 from dataclasses import dataclass, field
 from typing import Any
 
+from headway.core import fields
 from headway.core.errors import InvalidRequest
-from headway.server import fields
-from headway.server.fields import Object, expect
+from headway.core.fields import Object, expect
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 MAX_SAMPLES = 16
@@ -40,6 +40,24 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "moderation": (),
     "priority": (0,),
     "include_stop_str_in_output": (False,),
+    # names of other servers (vLLM, llama.cpp) that would change the text if they were ignored
+    "repeat_penalty": (1,),
+    "length_penalty": (1,),
+    "typical_p": (1,),
+    "mirostat": (0,),
+    "use_beam_search": (False,),
+    "skip_special_tokens": (True,),
+    "continue_final_message": (False,),
+    "add_generation_prompt": (True,),
+    "truncate_prompt_tokens": (),
+    "bad_words": ([],),
+    "grammar": ("",),
+    "json_schema": ({},),
+    "structured_outputs": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
 }
 _COMMON = {
     "model", "max_tokens", "stream", "stream_options", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids", "n",
@@ -150,7 +168,7 @@ def _refuse_unsupported(body: Object, known: set[str]) -> tuple[str, ...]:
             continue
         if name not in NEUTRAL:
             ignored.append(name[:64])
-        elif value not in NEUTRAL[name]:
+        elif not _is_neutral(name, value):
             neutral = " or ".join(fields.shown(item) for item in NEUTRAL[name]) or "null"
             raise InvalidRequest(
                 f"'{name}' is not supported by this server: leave it out or send {neutral}; got {fields.shown(value)}", param=name
@@ -158,11 +176,17 @@ def _refuse_unsupported(body: Object, known: set[str]) -> tuple[str, ...]:
     return tuple(ignored)
 
 
+def _is_neutral(name: str, value: object) -> bool:
+    if name == "logit_bias" and isinstance(value, dict):
+        return all(bias == 0 for bias in value.values())
+    return value in NEUTRAL[name]
+
+
 def _common(body: Object) -> dict[str, Any]:
     stream = fields.boolean(body, "stream")
     options = fields.mapping(body, "stream_options")
-    if options and not stream:
-        raise InvalidRequest("'stream_options' needs 'stream': true", param="stream_options")
+    if any(options.values()) and not stream:
+        raise InvalidRequest(f"'stream_options' needs 'stream': true; got {fields.shown(options)}", param="stream_options")
     fields.no_others(options, "stream_options", ("include_usage", "continuous_usage_stats", "include_obfuscation"))
     return {
         "model": fields.text(body, "model"),

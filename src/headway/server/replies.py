@@ -1,4 +1,4 @@
-"""Bodies of replies and of stream chunks in OpenAI's shapes (specs/engine.md 5.3, 5.4). Pure; a chunk's constant part is encoded once."""
+"""Bodies of replies and of stream chunks in OpenAI's shapes. Pure; a chunk's constant part is encoded once."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol

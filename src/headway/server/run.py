@@ -160,18 +160,26 @@ def url_of(config: ServeConfig) -> str:
 
 def _say_started(app: Front, config: ServeConfig) -> None:
     url = url_of(config)
-    stats = app.fleet.stats()
     model = next(iter(app.models.values()))
-    law = stats.get("law")
-    law_text = f"{len(law)} fitted" if law else "" if isinstance(law, dict) else str(law)
     key = ' -H "Authorization: Bearer $HEADWAY_API_KEY"' if config.api_key else ""
     body = f'{{"model":"{model.name}","messages":[{{"role":"user","content":"Hello!"}}]}}'
     print(f"Headway serves {model.name} at {url}   (chat and dashboard: open it in a browser)")
-    print(f"  accuracy {config.accuracy} (KV {model.meta.get('kv_dtype', '?')}), policy {config.policy}, law {law_text or 'none yet'}")
+    print(f"  accuracy {config.accuracy} (KV {model.meta.get('kv_dtype', '?')}), policy {config.policy}, law {law_text(app.fleet.stats())}")
     print(f"  memory   {config.kv_memory_bytes >> 20} MiB for {model.pool_tokens} tokens of KV; context {model.context_tokens} tokens")
     print(f"  curl     curl {url}/v1/chat/completions -H 'content-type: application/json'{key} -d {shlex.quote(body)}", flush=True)
     if not is_loopback(config.host) and config.api_key is None:
         print(f"warning: {config.host} can be reached from other machines and no --api-key is set", file=sys.stderr, flush=True)
+
+
+def law_text(stats: dict[str, Any]) -> str:
+    """How the law that promises are quoted from was made, for the start lines."""
+    law = next(iter(stats["law"].values()), None)
+    if law is None:
+        return "none yet"
+    error = f"mean error {law['fit']['mape']:.0%}"
+    if law["made_by"].startswith("quick"):
+        return f"{law['made_by']} ({error}, corrected while serving; `headway calibrate` measures a better one)"
+    return f"calibrated ({error})"
 
 
 def _open(config: ServeConfig) -> ServedModel:

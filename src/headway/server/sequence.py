@@ -4,11 +4,11 @@ import time
 from dataclasses import dataclass, field
 
 from headway.core.slo import Ended, Score, score
+from headway.core.stops import StopMatcher
 from headway.engine.wire import Output, TokenLogprobs
 from headway.fleet.ticket import Ticket
 from headway.server.replies import TokenNote
 from headway.server.served import Detokenizer
-from headway.server.stops import StopMatcher
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from headway.core.errors import HeadwayError
 from headway.core.slo import Ended, Score, Slo
+from headway.core.stops import StopMatcher
 from headway.engine.wire import Sampling, TokenLogprobs
 from headway.fleet.ticket import FleetRequest
 from headway.server.board import Board
@@ -22,9 +23,8 @@ from headway.server.protocol import Asked
 from headway.server.replies import ChatChunks, Chunks, CompletionChunks, TokenNote, Usage, chat_logprobs, completion_logprobs
 from headway.server.sequence import Piece, Sequence
 from headway.server.served import ServedModel
-from headway.server.stops import StopMatcher
 
-KEEP_ALIVE_S = 15.0  # specs/engine.md 5.4
+KEEP_ALIVE_S = 15.0  # proxies commonly close what was silent for 30 or 60 s
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 
@@ -262,7 +262,7 @@ class Generation:
         async for output in sequence.ticket:
             new = sequence.take(output)
             pieces += new
-            # Not streamed: a token is out when it arrives here (DESIGN.md section 2).
+            # Not streamed: a token is out when it arrives here.
             sequence.sent(sequence.completion_tokens - len(sequence.token_ns))
             self.board.tokens += sum(piece.tokens for piece in new)
             if sequence.reason or sequence.error:
@@ -331,7 +331,7 @@ class Generation:
         )
 
     def _extras(self) -> dict[str, Any] | None:
-        """The `headway` object of specs/engine.md 5.6: every sample must have kept its promise."""
+        """The `headway` object (docs/server.md, "Promises"): every sample must have kept its promise."""
         if not self.plan.extras:
             return None
         outcomes = [sequence.outcome for sequence in self.sequences if sequence.outcome is not None]

@@ -1,7 +1,7 @@
 """`headway`: earliest deadline first, and no iteration longer than the running promises allow.
 
 1. Decode rows run first. The *pace* is the least of: a running decode's tpot, the time until its next token is due, the router's Pace,
-   `IDLE_PACE_NS`. Predicted time x learned 95 % quantile stays within it (DESIGN.md section 4, specs/scheduling.md 5.2 without
+   `IDLE_PACE_NS`. Predicted time x learned 95 % quantile stays within it (without
    stretching: a reader sees gaps near tpot, never beyond).
 2. The rest of the pace is filled with prefill chunks, earliest due time first, several if they fit. Prompts that can no longer make their
    first due time come after those that can, best effort after them.

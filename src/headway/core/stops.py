@@ -1,4 +1,4 @@
-"""Finds stop strings in text that arrives in pieces, holding back only what may still become one (specs/engine.md 4.3)."""
+"""Finds stop strings in text that arrives in pieces, holding back only what may still become one."""
 
 from dataclasses import dataclass
 

@@ -7,7 +7,7 @@ from typing import Any
 from headway.core.errors import InvalidRequest
 
 Object = Mapping[str, Any]
-JSON_DEPTH = 64  # specs/engine.md 5.8
+JSON_DEPTH = 64  # tools' schemas nest about 10 deep; what comes after us recurses
 _SHOWN_CHARACTERS = 80
 
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headway.server.stops import StopMatcher
+from headway.core.stops import StopMatcher
 
 LETTERS = st.text(alphabet="abA", max_size=12)
 STOPS = st.lists(st.text(alphabet="ab", min_size=1, max_size=4), min_size=1, max_size=4)
