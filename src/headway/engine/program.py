@@ -1,7 +1,7 @@
 """CpuProgram: a Llama model compiled at load into a flat list of operations over fixed buffers, executed by a Team.
 
 One foreign call an iteration; inside it no Python, no allocation. Which kernel a row gets depends on its class and the model's accuracy
-only, never on the rows beside it (specs/engine.md 4.4).
+only, never on the rows beside it (docs/engine.md, "Rows and accuracy").
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""From logits to a token: temperature, top-k, top-p, min-p, draw (specs/engine.md 4.3); greedy is argmax, lowest id on ties.
+"""From logits to a token: temperature, top-k, top-p, min-p, draw (docs/engine.md, "Sampling"); greedy is argmax, lowest id on ties.
 
 No sort of the vocabulary: a k-th largest value is bounded from below by the k-th largest of group maxima (each group has an element at
 least that large), so only the few logits above the bound are ever sorted. No exponentials of the vocabulary either (190 us for 49,152

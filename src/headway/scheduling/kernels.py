@@ -1,10 +1,10 @@
-"""The scalar arithmetic of every policy: plain functions of numbers and a law, nothing else (specs/scheduling.md section 6)."""
+"""The scalar arithmetic of every policy: plain functions of numbers and a law, nothing else."""
 
 import math
 
 from headway.core.law import IterationLaw, max_chunk
 
-# One kernel tile: the smallest prefill chunk (DESIGN.md section 4).
+# One kernel tile: the smallest prefill chunk.
 TILE_TOKENS = 8
 # Longest iteration when no running decode sets the pace. A request that arrives in the middle of it waits at most this long: a fifth of
 # the tightest time to first token in use (0.3 s); the fixed cost of an iteration (about 5 ms on a laptop-class core) stays under a tenth.
@@ -60,5 +60,5 @@ def sustained_prefill(
 
 
 def whole_life_margin(q95: float, iterations: int) -> float:
-    """Margin of a sum of `iterations` jittery times: the spread of a mean shrinks with the root (specs/scheduling.md 3.2, at most 64)."""
+    """Margin of a sum of `iterations` jittery times: the spread of a mean shrinks with the root (at most of 64)."""
     return 1.0 + (max(q95, 1.0) - 1.0) / math.sqrt(min(max(iterations, 1), 64))

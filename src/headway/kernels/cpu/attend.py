@@ -2,7 +2,7 @@
 
 A softmax block is 64 tokens at absolute multiples of 64, masked and never shortened, with one update of the running maximum; the state of a
 row restarts at absolute multiples of SPLIT_TOKENS and partial states are merged as a left fold in ascending order, in decode and prefill
-alike (specs/engine.md 4.4). So a row's result depends on its own position and keys only. Scores are in the log2 domain: queries come
+alike. So a row's result depends on its own position and keys only. Scores are in the log2 domain: queries come
 scaled by sm_scale*log2(e). Math is float32 whatever the KV dtype. The idea of states and their merge is FlashInfer's (arXiv 2501.01005).
 
 State of a row (float32): maximum [lanes] | denominator [lanes], to be summed | output [head_dim].

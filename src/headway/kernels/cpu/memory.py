@@ -1,4 +1,4 @@
-"""Arena: one private anonymous mapping, 2 MiB aligned, huge pages asked for before the first touch (specs/attention.md 6.4)."""
+"""Arena: one private anonymous mapping, 2 MiB aligned, huge pages asked for before the first touch."""
 
 import ctypes
 import mmap

@@ -1,9 +1,9 @@
 """Matrix-product microkernels: two strips of 16 output rows times 1..n activation rows.
 
-Packed weights (specs/engine.md 3.2) do not depend on the ISA: a strip is 16 output rows, block after block along the input; lane r of every
+Packed weights do not depend on the ISA: a strip is 16 output rows, block after block along the input; lane r of every
 vector belongs to output row r. The input length is a constant of the kernel (10 % of decode speed in the prototype). Each output element is
 one lane of one accumulator, block after block in input order with the same fma sequence in every tile shape: a row's result does not
-depend on the rows beside it (specs/engine.md 4.4).
+depend on the rows beside it.
 
 Activation row of a quantised product: per block of 32 inputs a record of 48 bytes (one plane) or 80 (two planes):
 `int8 a[32] | int8 b[32] if two planes | f32 scale | f32 scale*sum | i32 -128*sum | 4 bytes`, x ~ scale*a or scale*(256a + b).
@@ -274,7 +274,7 @@ def _store_silu(k: Kit, gates: list[Value], ups: list[Value], outs: list[Value],
 def tile_rows(isa: Isa, planes: int) -> tuple[int, ...]:
     """Row counts for which kernels exist, descending; every number of rows is a sum of them.
 
-    AVX-512: the largest that does not spill (specs/engine.md 3.5). 16 registers: the fastest measured, interleaved (docs/kernels.md).
+    AVX-512: the largest that does not spill. 16 registers: the fastest measured, interleaved (docs/kernels.md).
     """
     if isa.lanes == 16:
         return (6, 4, 2, 1) if planes == 1 else (4, 2, 1)

@@ -45,7 +45,7 @@ class PrepareRow:
     """float32[length] -> one activation row of a product. Call: (x, norm weights or 0, out).
 
     `norm`: RMS-normalise first. `planes` 1 or 2: int8 records (products.py); 0: float32.
-    Quantising: d = max|x|/127 per block, a = rint(x/d), b = min(rint((x/d - a)*256), 127); d = 0 gives zeros (specs/engine.md 3.3).
+    Quantising: d = max|x|/127 per block, a = rint(x/d), b = min(rint((x/d - a)*256), 127); d = 0 gives zeros.
     """
 
     length: int
