@@ -1,4 +1,5 @@
-"""Weights as the file stores them -> strips of 16 output rows (docs/kernels.md, "Packed weights"). Same bytes for every ISA; padded rows are zero.
+"""Weights as the file stores them -> strips of 16 output rows (docs/kernels.md, "Packed weights").
+Same bytes for every ISA; padded rows are zero.
 
 Packed Q4_1 block of a strip, 320 bytes: 16 d (f16) | 16 m (f16) | 4 x 64: byte 4*row + t of group j holds weight 4j+t low, 4(j+4)+t high.
 Packed Q8_0 block, 544 bytes: 16 d (f16) | 8 x 64: byte 4*row + t of group j is weight 4j+t plus 128. Floats: [input][16].
