@@ -63,15 +63,14 @@ class Sampler:
         self._groups = min(_GROUPS, vocab)
         self._grouped = vocab // self._groups * self._groups
         self._weights: Float32 = np.zeros(vocab, np.float32)
-        self._bits: NDArray[np.int32] = np.zeros(vocab, np.int32)
-        self._bounds: Float32 = self._bits.view(np.float32)
         self._mask: NDArray[np.bool_] = np.zeros(vocab, np.bool_)
         self._sums: Float32 = np.zeros(self._groups, np.float32)
         self._parameters: Float32 = np.zeros(2, np.float32)
         self._numbers: NDArray[np.float64] = np.zeros(6, np.float64)
         self._token = self._numbers.view(np.int64)[1:2]
-        arrays = (self._parameters, self._numbers, self._bits, self._sums)
-        self._parameters_at, self._numbers_at, self._bounds_at, self._sums_at = (int(array.ctypes.data) for array in arrays)
+        self._parameters_at, self._numbers_at, self._sums_at = (
+            int(array.ctypes.data) for array in (self._parameters, self._numbers, self._sums)
+        )
         self._bins: NDArray[np.intp] = np.zeros(vocab, np.intp)
 
     def sample(self, row: Float32, best: int, sampling: Sampling, position: int) -> int:
@@ -134,42 +133,38 @@ class Sampler:
             sums[:rest] += self._weights[self._grouped :]
         return sums
 
-    def _bound(self, row: Float32, peak: float, scale: float) -> Float32:
-        """Upper bounds of all weights exp(scale * (row - peak)) in `_bounds`; returns their float32 sums over ids equal modulo `groups`
-        (the ragged end of the vocabulary joins the first columns).
+    def _bound_sums(self, row: Float32, peak: float, scale: float) -> None:
+        """`_sums` of the upper bounds of all weights exp(scale * (row - peak)), over ids equal modulo `groups` (the ragged end of the
+        vocabulary joins the first columns).
 
         The bits of 1 + f as a float32's fraction are a straight line over each power of two, at most 6.2 % above 2^f (the idea of
         Schraudolph, "A fast, compact approximation of the exponential function", 1999).
         """
-        factor = np.float32(min(scale * _LOG2_E * _FRACTION, 1e38))
-        sums, bounds, done = self._sums, self._bounds, 0
+        self._parameters[:] = peak, min(scale * _LOG2_E * _FRACTION, 1e38)
         if self._kernels is not None:
-            self._parameters[:] = peak, factor
-            self._kernels.weight_bounds(row.ctypes.data, self._parameters_at, self._bounds_at, self._sums_at)
-            done = self._grouped
-        exponents = self._weights[done:]
-        if len(exponents):
-            np.subtract(row[done:], np.float32(peak), out=exponents)
-            np.multiply(exponents, factor, out=exponents)
-            np.add(exponents, np.float32(127 * _FRACTION), out=exponents)
-            np.maximum(exponents, np.float32(0.0), out=exponents)
-            np.copyto(self._bits[done:], exponents, casting="unsafe")
-        if not done:
-            np.add.reduce(bounds[: self._grouped].reshape(-1, self._groups), axis=0, out=sums)
+            self._kernels.weight_bounds(row.ctypes.data, self._parameters_at, self._sums_at)
+        else:
+            np.add.reduce(self._bounds(row[: self._grouped]).reshape(-1, self._groups), axis=0, out=self._sums)
         rest = self._vocab - self._grouped
         if rest:
-            sums[:rest] += bounds[self._grouped :]
-        return sums
+            self._sums[:rest] += self._bounds(row[self._grouped :])
+
+    def _bounds(self, logits: Float32) -> Float32:
+        """Bounds of some logits, for the peak and scale of the last `_bound_sums`."""
+        peak, factor = self._parameters
+        exponents = (logits - peak) * factor + np.float32(127 * _FRACTION)
+        bounds: Float32 = np.maximum(exponents, np.float32(0.0), out=exponents).astype(np.int32).view(np.float32)
+        return bounds
 
     def _draw_any(self, row: Float32, peak: float, scale: float, sampling: Sampling, position: int) -> int:
         """Temperature, and top-p and min-p if asked for: propose from the bounds (first a column, then inside it), accept the share of the
         weight in the bound, reject what top-p and min-p leave out. The order of ids does not matter to the distribution, only to be fixed.
         """
         seed, sample_index, top_p = sampling.seed, sampling.sample_index, sampling.top_p
-        self._bound(row, peak, scale)
+        self._bound_sums(row, peak, scale)
         for attempt in range(_ATTEMPTS):
             u, v = uniforms(seed, sample_index, position, attempt)
-            token, bound, proposed, mass, total = self._propose(u)
+            token, bound, proposed, mass, total = self._propose(row, u)
             weight = math.exp((float(row[token]) - peak) * scale)
             # The token was proposed with bound / mass * proposed: dividing by that takes the rounding of the sums out again.
             if v * _MARGIN * bound * proposed >= weight * mass or weight < sampling.min_p:
@@ -179,11 +174,11 @@ class Sampler:
         u = uniform(seed, sample_index, position)
         return self._draw_nucleus(row, peak, scale, sampling, u)
 
-    def _propose(self, u: float) -> tuple[int, float, float, float, float]:
+    def _propose(self, row: Float32, u: float) -> tuple[int, float, float, float, float]:
         """(id, its bound, its column's sum as proposed, in float64, the sum of all columns); `kernels.cpu.bounds.Propose` says how."""
         if self._kernels is not None:
             self._numbers[0] = u
-            self._kernels.propose(self._numbers_at, self._bounds_at, self._sums_at)
+            self._kernels.propose(self._numbers_at, row.ctypes.data, self._parameters_at, self._sums_at)
             _, _, bound, proposed, mass, total = self._numbers.tolist()
             return int(self._token[0]), bound, proposed, mass, total
         cumulative = self._sums.astype(np.float64).cumsum()
@@ -192,11 +187,12 @@ class Sampler:
         column = min(int(cumulative.searchsorted(target, side="right")), len(cumulative) - 1)
         start = float(cumulative[column - 1]) if column else 0.0
         proposed = float(cumulative[column]) - start  # of the column: float32 sums
-        members = self._bounds[column :: self._groups].astype(np.float64).cumsum()
+        bounds = self._bounds(row[column :: self._groups])
+        members = bounds.astype(np.float64).cumsum()
         mass = float(members[-1])
         inside = min(int(members.searchsorted((target - start) / proposed * mass, side="right")), len(members) - 1)
         token = column + inside * self._groups
-        return token, float(self._bounds[token]), proposed, mass, total
+        return token, float(bounds[inside]), proposed, mass, total
 
     def _in_nucleus(self, row: Float32, peak: float, scale: float, bound: float, top_p: float, token: int) -> bool:
         """Whether the tokens before this one, by logit and then id, have less than `top_p` of the mass. `bound`: the sum of the bounds."""
@@ -204,9 +200,9 @@ class Sampler:
         np.greater_equal(row, value, out=self._mask)
         ids = self._mask.nonzero()[0]
         logits = row[ids]
-        ids = ids[(logits > value) | (ids < token)]
-        before = float(np.exp((row[ids].astype(np.float64) - peak) * scale).sum())
-        rest = bound - float(self._bounds[ids].sum(dtype=np.float64))
+        logits = logits[(logits > value) | (ids < token)]
+        before = float(np.exp((logits.astype(np.float64) - peak) * scale).sum())
+        rest = bound - float(self._bounds(logits).sum(dtype=np.float64))
         if before < top_p * (before + rest / _BOUND_RATIO):
             return True
         if before >= top_p * (before + rest * _MARGIN):

@@ -6,31 +6,32 @@ scale*log2(e)*2^23: a straight line over each power of two, at most 6.15 % above
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from llvmlite import ir
 
-from headway.kernels.cpu.emit import F32, F64, I64, Kit, Value
+from headway.kernels.cpu.emit import F32, F64, I32, I64, Kit, Value
 
 ONE_BITS = 127 << 23  # float32 1.0, that is the exponent's bias
 
 
 @dataclass(frozen=True, slots=True)
 class WeightBounds:
-    """Bounds of float32[rows * columns] logits, and their sums over ids equal modulo `columns`, rows in order.
+    """Sums of the bounds of float32[rows * columns] logits over ids equal modulo `columns`, rows in order.
 
-    Call: (logits, parameters float32[2] = peak, factor; bounds float32[rows * columns], sums float32[columns]).
+    The bounds themselves are not kept: writing them costs more than the sums. Call: (logits, parameters float32[2] = peak, factor; sums).
     """
 
     columns: int
     rows: int
 
-    arguments = 4
+    arguments = 3
 
     @property
     def symbol(self) -> str:
         return f"hw_weight_bounds_{self.columns}x{self.rows}"
 
-    def emit(self, k: Kit, logits: Value, parameters: Value, bounds: Value, sums: Value) -> None:
+    def emit(self, k: Kit, logits: Value, parameters: Value, sums: Value) -> None:
         b = k.b
         peak, factor = (k.splat(k.load(parameters, F32, offset)) for offset in (0, 4))
         vectors = k.i64(self.columns // k.lanes)
@@ -40,15 +41,13 @@ class WeightBounds:
             return []
 
         def row(r: Value, _: list[Value]) -> list[Value]:
-            logits_row, bounds_row = k.index(logits, r, 4 * self.columns), k.index(bounds, r, 4 * self.columns)
+            logits_row = k.index(logits, r, 4 * self.columns)
 
             def column(i: Value, _: list[Value]) -> list[Value]:
                 x = k.load(k.index(logits_row, i, 4 * k.lanes), k.f)
-                exponent = b.fadd(b.fmul(b.fsub(x, peak), factor), k.vf(float(ONE_BITS)))
-                bits = b.fptosi(k.maximum(exponent, k.vf(0.0)), k.i)
-                k.store(bits, k.index(bounds_row, i, 4 * k.lanes))
+                bound = _bound(k, x, peak, factor, k.vf(float(ONE_BITS)), k.vf(0.0), k.i)
                 at = k.index(sums, i, 4 * k.lanes)
-                k.store(b.fadd(k.load(at, k.f), b.bitcast(bits, k.f)), at)
+                k.store(b.fadd(k.load(at, k.f), bound), at)
                 return []
 
             k.loop(vectors, [], column)
@@ -62,37 +61,45 @@ class WeightBounds:
 class Propose:
     """An id drawn from the bounds with two running sums in float64: first its column, then its place in the column.
 
-    Call: (numbers float64[6], bounds float32[vocab], sums float32[columns]). numbers[0] = u in [0, 1) goes in; numbers[1:] come out: the id
-    (int64), its bound, the column's sum as proposed, the column's sum in float64, the sum of all columns.
+    Call: (numbers float64[6], logits float32[vocab], parameters as above, sums). numbers[0] = u in [0, 1) goes in; numbers[1:] come out:
+    the id (int64), its bound, the column's sum as proposed, the column's sum in float64, the sum of all columns.
     """
 
     columns: int
     vocab: int
 
-    arguments = 3
+    arguments = 4
 
     @property
     def symbol(self) -> str:
         return f"hw_propose_{self.columns}_{self.vocab}"
 
-    def emit(self, k: Kit, numbers: Value, bounds: Value, sums: Value) -> None:
+    def emit(self, k: Kit, numbers: Value, logits: Value, parameters: Value, sums: Value) -> None:
         b = k.b
+        peak, factor = (k.load(parameters, F32, offset) for offset in (0, 4))
         total = _total(k, k.i64(self.columns), lambda i: k.load(k.index(sums, i, 4), F32))
         target = b.fmul(k.load(numbers, F64, 0, 8), total)
         column, start = _search(k, k.i64(self.columns), target, lambda i: k.load(k.index(sums, i, 4), F32))
         proposed = b.fsub(b.fadd(start, b.fpext(k.load(k.index(sums, column, 4), F32), F64)), start)
         rows, rest = divmod(self.vocab, self.columns)
         members = b.add(k.i64(rows), b.zext(b.icmp_signed("<", column, k.i64(rest)), I64))
-        first = k.index(bounds, column, 4)
+        first = k.index(logits, column, 4)
 
         def member(i: Value) -> Value:
-            return k.load(k.index(first, i, 4 * self.columns), F32)
+            x = k.load(k.index(first, i, 4 * self.columns), F32)
+            return _bound(k, x, peak, factor, ir.Constant(F32, float(ONE_BITS)), ir.Constant(F32, 0.0), I32)
 
         mass = _total(k, members, member)
         inside, _ = _search(k, members, b.fmul(b.fdiv(b.fsub(target, start), proposed), mass), member)
         k.store(b.add(column, b.mul(inside, k.i64(self.columns))), numbers, 8, 8)
         for offset, value in ((16, b.fpext(member(inside), F64)), (24, proposed), (32, mass), (40, total)):
             k.store(value, numbers, offset, 8)
+
+
+def _bound(k: Kit, x: Value, peak: Value, factor: Value, one: Value, zero: Value, integers: Any) -> Value:
+    """Of one logit or a vector of them; the same roundings for both."""
+    exponent = k.b.fadd(k.b.fmul(k.b.fsub(x, peak), factor), one)
+    return k.b.bitcast(k.b.fptosi(k.maximum(exponent, zero), integers), x.type)
 
 
 def _total(k: Kit, count: Value, value: Callable[[Value], Value]) -> Value:
