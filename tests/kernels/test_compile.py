@@ -1,5 +1,6 @@
 """The pipeline emitter -> object -> cache -> loader, and code for CPUs that are not here (read as assembly, never run)."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +65,9 @@ def test_cached_control_code_runs_without_numba(headway_home: Path) -> None:
         "cache = ObjectCache(kernels_dir(), isa.select()); Team(2, cache).close()\n"
         "print(cache.compiled, 'numba' in sys.modules)"
     )
-    runs = [subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split() for _ in range(2)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    command = [sys.executable, "-c", program]
+    runs = [subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split() for _ in range(2)]
     assert runs[1] == ["0", "False"]
 
 
