@@ -12,8 +12,9 @@ from tests.engine.programs import Built, Span, batch, build, logits_of
 from tests.support import tiny_model
 
 from headway.core.errors import CapacityError, ModelError
+from headway.engine.program import READ_CHUNK_BYTES
 from headway.engine.weights import PackedWeights
-from headway.kernels.cpu import isa
+from headway.kernels.cpu import isa, layout
 from headway.kernels.reference import llama_forward, load_weights, log_softmax
 from headway.models.model import open_model
 
@@ -157,6 +158,47 @@ def test_a_copied_page_is_the_page(pair: dict[str, Built]) -> None:
     made, _ = batch([Span(0, 16, ids[16:])], np.array([[11, 5]]))
     built.program.execute(made)
     assert (built.program.logits[0] == want).all()
+
+
+def test_probes_beside_iterations_leave_the_models_block_alone(pair: dict[str, Built], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that is late for a probe reads the probe's block, whatever the model's block has become meanwhile."""
+    built = pair["three"]
+    program, team = built.program, built.team
+    ids = np.random.default_rng(8).integers(3, 300, 60).tolist()
+    table = np.arange(80)[None]
+    want = logits_of(built, ids, [60], table)
+    blocks: list[int] = []
+    run = team.run
+    monkeypatch.setattr(team, "run", lambda block: (blocks.append(block), run(block))[1])
+    idle, cursors = program._block.copy(), program._controls.copy()
+    program.meet()
+    program.read_weights()
+    assert (program._block == idle).all() and (program._controls == cursors).all()
+    assert len({*blocks, program._block.ctypes.data}) == 2  # the probes share one, which is not the model's
+    probe = program._probe.copy()
+    for _ in range(30):
+        assert (logits_of(built, ids, [60], table) == want).all()
+        program.meet()
+        program.read_weights()
+    assert (
+        program._probe[[layout.P_N_OPS, layout.P_SEGMENTS, layout.P_CONTROLS]]
+        == probe[[layout.P_N_OPS, layout.P_SEGMENTS, layout.P_CONTROLS]]
+    ).all()
+
+
+def test_read_weights_reads_all_of_them_in_whole_chunks(folder: Path) -> None:
+    """What is timed as the read limit covers the weights from the first matrix to the head, but for less than a chunk."""
+    built = build(tiny(folder, "wide", width=256, ffn=768, heads=4, kv_heads=2, head_dim=64), threads=2)
+    program, weights = built.program, built.program.weights
+    matrices = [m for layer in weights.layers for m in (*layer.qkv, layer.output, layer.gate_up, layer.down)]
+    n_bytes = sum(m.n_bytes for m in [*matrices, weights.head])
+    program.profile_us()
+    read_bytes = program.read_weights()
+    assert n_bytes - READ_CHUNK_BYTES < read_bytes and read_bytes % READ_CHUNK_BYTES == 0
+    assert set(program.profile_us()) == {"read"}
+    program.meet()
+    assert set(program.profile_us()) == {"empty"}
+    built.close()
 
 
 def test_a_batch_over_the_limits_is_refused(pair: dict[str, Built]) -> None:
