@@ -82,3 +82,22 @@ def test_fcfs_gives_512_tokens_an_iteration_decodes_included() -> None:
     submit(view, 3, 2000)
     composed = iteration.compose(view, 0)
     assert composed.decode == ((1, 1),) and composed.work == ((2, 300), (3, 211))
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "headway"])
+def test_when_pages_run_out_the_last_to_come_gives_its_own_back(policy: PolicyName) -> None:
+    view = new_view(policy, pages=4)
+    for id_ in (5, 3):  # who came first is senior, whatever the number
+        submit(view, id_, 32, max_tokens=16)
+        iteration.apply(view, 0, Result(1, 0, ((id_, 32),), ((id_, 1),), (), (), ((id_, 2),), {"m": (0, 0)}))
+    composed = iteration.compose(view, 0)
+    assert composed.preempt == (3,) and composed.decode == ((5, 1),)
+
+
+def test_best_effort_gives_its_pages_back_before_a_promise_does() -> None:
+    view = new_view(pages=4)
+    for id_, slo in ((1, Slo(cls="background")), (2, CHAT)):
+        submit(view, id_, 32, slo, max_tokens=16)
+        iteration.apply(view, 0, Result(1, 0, ((id_, 32),), ((id_, 1),), (), (), ((id_, 2),), {"m": (0, 0)}))
+    composed = iteration.compose(view, 0)
+    assert composed.preempt == (1,) and composed.decode == ((2, 1),)

@@ -74,6 +74,19 @@ def test_memory_that_never_fits_is_shed_under_both_policies() -> None:
         assert isinstance(shed, Shed) and shed.reason == "memory"
 
 
+def test_pages_promised_to_others_and_places_taken_hold_a_request_back() -> None:
+    loose = Slo(30.0, 0.5, None, "batch")
+    state = ready(pages=100)  # 1,600 tokens
+    assert isinstance(arrive(state, 1, 800, loose, max_tokens=400)[0], Dispatch)
+    assert isinstance(arrive(state, 2, 800, loose, max_tokens=400)[0], Hold)
+    assert isinstance(arrive(state, 3, 100, loose, max_tokens=100)[0], Dispatch)
+    assert Dispatch(2, "e", 0, loose, 0) in router.step(state, 1, Cancel(1, "test"))
+    state = router.new_state("headway", 0, laws={"law": LAPTOP})
+    router.step(state, 0, EngineUp("e", 1, engine_spec(max_sequences=1)))
+    assert isinstance(arrive(state, 1, 10, loose)[0], Dispatch)
+    assert isinstance(arrive(state, 2, 10, loose)[0], Hold)
+
+
 def test_fcfs_sheds_nothing_else_and_background_is_never_shed() -> None:
     state = ready("fcfs")
     assert all(isinstance(arrive(state, i, 2000, Slo(0.1, 0.001))[0], Dispatch) for i in range(50))
