@@ -219,6 +219,13 @@ def test_min_tokens_bans_the_stop_token_until_then():
     assert len(tokens_of(kept)) >= 4 and not set(tokens_of(kept)[:4]) & set(free)
 
 
+def test_logprobs_are_raw_where_stop_tokens_are_banned():
+    prompt = [3, 1, 4, 1, 5]
+    (best,) = run_with(prompt, max_tokens=1, logprobs=1)[1][0].logprobs[0].top
+    outputs = run_with(prompt, stop_ids=frozenset([best[0]]), max_tokens=2, min_tokens=2, logprobs=1)[1]
+    assert outputs[0].token_ids[0] != best[0] and outputs[0].logprobs[0].top == [best]
+
+
 def test_prompt_logprobs_come_once_in_chunks_no_longer_than_the_sampled_rows():
     prompt = np.random.default_rng(1).integers(0, 97, 45).tolist()
     program = HistoryProgram(max_sampled_rows=8)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from headway.kernels.cpu import isa
+from headway.kernels.cpu import isa, objects
 from headway.kernels.cpu.compile import assembly
 from headway.kernels.cpu.objects import Linked, ObjectCache
 from headway.kernels.cpu.products import Product
@@ -55,6 +55,28 @@ def test_objects_of_another_cpu_or_level_are_not_taken(tmp_path: Path) -> None:
     ObjectCache(tmp_path, isa.AVX2).kernels([SMALL])
     other = ObjectCache(tmp_path, isa.PORTABLE16)
     assert other.read(SMALL.symbol) is None
+
+
+def test_the_key_covers_cpu_versions_level_and_this_packages_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def key(level: str = "avx2") -> str:
+        objects.code_key.cache_clear()
+        return objects.code_key(level)
+
+    (tmp_path / "products.py").write_text("a = 1\n")
+    keys = [key(), key("portable16")]
+    with monkeypatch.context() as patch:
+        patch.setattr(objects, "host_cpu", lambda: ("znver9", "+avx2"))
+        keys.append(key())
+    for package in ("numba", "llvmlite"):
+        with monkeypatch.context() as patch:
+            patch.setattr("importlib.metadata.version", lambda name, changed=package: "9.9" if name == changed else "1.0")
+            keys.append(key())
+    with monkeypatch.context() as patch:
+        patch.setattr(objects, "__file__", str(tmp_path / "objects.py"))
+        keys.append(key())
+        (tmp_path / "products.py").write_text("a = 2\n")
+        keys.append(key())
+    assert len(set(keys)) == len(keys) and key() == keys[0]
 
 
 def test_cached_control_code_runs_without_numba(headway_home: Path) -> None:

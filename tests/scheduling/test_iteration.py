@@ -4,6 +4,7 @@ import pytest
 
 from headway.core.slo import Slo
 from headway.scheduling import iteration
+from headway.scheduling.kernels import clip_margin
 from headway.scheduling.messages import Result, Submit
 from headway.scheduling.view import PolicyName, View
 from tests.scheduling.simulator import LAPTOP, engine_spec
@@ -101,3 +102,26 @@ def test_best_effort_gives_its_pages_back_before_a_promise_does() -> None:
         iteration.apply(view, 0, Result(1, 0, ((id_, 32),), ((id_, 1),), (), (), ((id_, 2),), {"m": (0, 0)}))
     composed = iteration.compose(view, 0)
     assert composed.preempt == (1,) and composed.decode == ((2, 1),)
+
+
+def test_rows_that_can_wait_do_when_all_of_them_would_outlast_the_tightest_reader() -> None:
+    view = new_view()
+    for id_ in range(2, 14):
+        decoding(view, id_, Slo(30.0, 0.5, None, "batch"))
+    decoding(view, 1, Slo(0.5, 0.020, None, "interactive"))  # all 13 rows together take 27 ms
+    composed = iteration.compose(view, 0)
+    rows = [id_ for id_, _ in composed.decode]
+    assert 1 in rows and 1 < len(rows) < 13 and composed.predicted_ns <= 20 * MS
+
+
+def test_a_learned_margin_is_trusted_inside_bounds() -> None:
+    assert [clip_margin(ratio) for ratio in (0.1, 0.9, 1.2, 7.0)] == [0.5, 0.9, 1.2, 1.6]
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "headway"])
+def test_a_prompt_starts_only_when_the_pages_it_may_need_fit_beside_those_promised(policy: PolicyName) -> None:
+    view = new_view(policy, pages=10)
+    for id_ in (1, 2):
+        submit(view, id_, 16, max_tokens=80)  # 6 pages each with its answer
+    submit(view, 3, 16, max_tokens=16)
+    assert [id_ for id_, _ in iteration.compose(view, 0).work] == [1]  # 3 would fit, but does not overtake 2

@@ -13,6 +13,7 @@ from headway.scheduling.messages import (
     EngineUp,
     Hold,
     Relegate,
+    Report,
     Shed,
     Tick,
 )
@@ -109,3 +110,18 @@ def test_cancel_aborts_what_was_dispatched_and_counts_the_command() -> None:
     arrive(state, 1, 50, Slo(1.0, 0.05))
     assert router.step(state, 1, Cancel(1, "client gone")) == [Abort(1, "e", "client gone")]
     assert state.engines["e"].sent == 2 and not state.requests
+
+
+def test_a_report_counts_once_and_only_from_the_boot_that_runs() -> None:
+    state = ready()
+    arrive(state, 1, 50, Slo(1.0, 0.05))
+
+    def report(boot: int, seq: int) -> None:
+        router.step(state, 1, Report("e", boot, seq, 1, 1, 1, 1, 1, 0, ((1, 1),), (), (), (), (), (), {}, 0))
+
+    report(1, 1)
+    report(1, 1)
+    report(2, 2)
+    assert state.requests[1].emitted == 1
+    report(1, 2)
+    assert state.requests[1].emitted == 2
