@@ -166,6 +166,25 @@ def test_a_prefix_hit_saves_rows_and_does_not_change_tokens():
     assert program.executed_rows - rows == rows - 64
 
 
+def test_a_preempted_answer_is_not_continued_on_pages_where_its_text_was_a_prompt():
+    """In `fast` a row keeps its class for life: equal tokens that came as somebody's prompt were computed otherwise."""
+    prompt = np.random.default_rng(5).integers(0, 97, 16).tolist()
+    fast = make_engine(HistoryProgram(), accuracy="fast")
+    submit(fast, 1, prompt, max_tokens=24)
+    want = tokens_of(run_all(fast)[1])
+    engine = make_engine(HistoryProgram(), accuracy="fast")
+    submit(engine, 1, prompt + want[:16] + [0])
+    run_all(engine)
+    submit(engine, 2, prompt, max_tokens=24)
+    got, clock = {}, ticking()
+    while len(tokens_of(got.get(2, []))) < 20:
+        step(engine, clock, got)
+    engine.view.force_preempt = {2}
+    while step(engine, clock, got) is not None:
+        pass
+    assert tokens_of(got[2]) == want
+
+
 def test_another_salt_shares_nothing():
     prompt = [*list(range(64)), 1]
     engine = make_engine(HistoryProgram())
