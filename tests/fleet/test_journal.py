@@ -94,6 +94,14 @@ def test_hashes_depend_on_the_key():
     assert KeyedHash(b"1" * 32)("") == ""
 
 
+def test_clients_that_send_ever_new_names_do_not_fill_the_memory():
+    hashed = KeyedHash(b"1" * 32)
+    first = hashed("name 0")
+    for i in range(10_000):
+        hashed(f"name {i}")
+    assert len(hashed._known) <= 4096 and hashed("name 0") == first
+
+
 @contextlib.contextmanager
 def no_file_may_grow_beyond(size_bytes: int):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
