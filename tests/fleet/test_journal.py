@@ -138,6 +138,18 @@ async def test_on_a_full_disk_running_streams_finish_and_new_ones_are_refused(tm
     assert [record.detail for record in records(tmp_path) if isinstance(record, Finish) and record.id == running.id] == ["server_died"]
 
 
+async def test_once_the_journal_is_lost_a_request_reaches_no_engine(tmp_path, monkeypatch):
+    monkeypatch.setenv(STEP_S, "0.01")
+    async with fleet_of(tmp_path) as fleet:
+        with no_file_may_grow_beyond(max(path.stat().st_size for path in (tmp_path / "journal").glob("*.wal"))):
+            with pytest.raises(JournalUnavailable):
+                await fleet.submit(request([2], 300)).dispatched()
+            late = fleet.submit(request([3], 300))
+            assert late.state == "ended" and not late.engine_id and late.id not in fleet._tickets
+            with pytest.raises(JournalUnavailable):
+                await late.dispatched()
+
+
 async def test_every_segment_opens_with_a_snapshot_and_gets_a_view(tmp_path, monkeypatch):
     monkeypatch.setattr(journals, "SEGMENT_BYTES", 16_384)
     async with fleet_of(tmp_path) as fleet:

@@ -43,7 +43,8 @@ class Server:
             stats = self.stats()
             if stats["open_requests"] == 0 and stats["kv_pages_used"] == 0:
                 return stats
-            assert time.monotonic() < deadline, f"not idle after 30 s: {stats}"
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not idle after 30 s: {stats}")
             time.sleep(0.02)
 
     def client(self) -> openai.OpenAI:
