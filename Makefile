@@ -18,7 +18,7 @@ TEST_MODEL := smollm2-135m
 help:
 	@echo "make demo             serve a real model to three apps at once, with and without promises (first run downloads about 250 MB)"
 	@echo "make test             the tests (under 12 minutes on two cores; pulls $(TEST_MODEL) once, 93 MB)"
-	@echo "make test-all ROOM=x  also the long ones of one room (or of all): full grids, fuzzing, browser, peers"
+	@echo "make test-all ROOM=x  also the long ones of one room (or of all): full grids, fuzzing, browser, peers (after make peers)"
 	@echo "make lint             ruff, mypy, import rules"
 	@echo "make bench            the promises benchmark: five quiet pairs of fcfs and headway"
 	@echo "make peers            install the engines we compare with, in $(PEERS)"
@@ -31,7 +31,7 @@ test: $(DEV_STAMP) test-model
 	@$(BIN)/python -m pytest
 
 test-all: $(DEV_STAMP) test-model
-	@$(BIN)/python -m pytest --all $(if $(ROOM),tests/$(ROOM))
+	@$(BIN)/python -m pytest --all -rs $(if $(ROOM),tests/$(ROOM))
 
 lint: $(DEV_STAMP)
 	@$(BIN)/ruff check .

@@ -6,6 +6,7 @@ names, else the one that `headway pull smollm2-135m` left in the cache of whoeve
 
 import os
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -94,6 +95,17 @@ def peers_python() -> Path:
     """The interpreter of `make peers`; use it in tests marked `peer`."""
     python = _peers_python()
     assert python is not None, "tests that ask for peers_python are marked `peer`"
+    return python
+
+
+@pytest.fixture(scope="session")
+def peers_torch() -> Path:
+    """The interpreter of `make peers` where it has torch and transformers; skips where it lacks them. For tests marked `peer`."""
+    python = _peers_python()
+    assert python is not None, "tests that ask for peers_torch are marked `peer`"
+    probe = "import importlib.util as u, sys; sys.exit(not (u.find_spec('torch') and u.find_spec('transformers')))"
+    if subprocess.run([str(python), "-c", probe], check=False).returncode != 0:
+        pytest.skip(f"{python} has no torch and transformers: `make peers`, or HEADWAY_PEERS_PYTHON=python")
     return python
 
 

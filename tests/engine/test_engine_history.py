@@ -167,6 +167,25 @@ def test_a_prefix_hit_saves_rows_and_does_not_change_tokens():
     assert program.executed_rows - rows == rows - 64
 
 
+def test_a_preempted_answer_is_not_continued_on_pages_where_its_text_was_a_prompt():
+    """In `fast` a row keeps its class for life: equal tokens that came as somebody's prompt were computed otherwise."""
+    prompt = np.random.default_rng(5).integers(0, 97, 16).tolist()
+    fast = make_engine(HistoryProgram(), accuracy="fast")
+    submit(fast, 1, prompt, max_tokens=24)
+    want = tokens_of(run_all(fast)[1])
+    engine = make_engine(HistoryProgram(), accuracy="fast")
+    submit(engine, 1, prompt + want[:16] + [0])
+    run_all(engine)
+    submit(engine, 2, prompt, max_tokens=24)
+    got, clock = {}, ticking()
+    while len(tokens_of(got.get(2, []))) < 20:
+        step(engine, clock, got)
+    engine.view.force_preempt = {2}
+    while step(engine, clock, got) is not None:
+        pass
+    assert tokens_of(got[2]) == want
+
+
 def test_another_salt_shares_nothing():
     prompt = [*list(range(64)), 1]
     engine = make_engine(HistoryProgram())
@@ -218,6 +237,13 @@ def test_min_tokens_bans_the_stop_token_until_then():
     free = tokens_of(run_with(prompt, max_tokens=8)[1])
     kept = run_with(prompt, stop_ids=frozenset(free), max_tokens=6, min_tokens=4)[1]
     assert len(tokens_of(kept)) >= 4 and not set(tokens_of(kept)[:4]) & set(free)
+
+
+def test_logprobs_are_raw_where_stop_tokens_are_banned():
+    prompt = [3, 1, 4, 1, 5]
+    (best,) = run_with(prompt, max_tokens=1, logprobs=1)[1][0].logprobs[0].top
+    outputs = run_with(prompt, stop_ids=frozenset([best[0]]), max_tokens=2, min_tokens=2, logprobs=1)[1]
+    assert outputs[0].token_ids[0] != best[0] and outputs[0].logprobs[0].top == [best]
 
 
 def test_prompt_logprobs_come_once_in_chunks_no_longer_than_the_sampled_rows():

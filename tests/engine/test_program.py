@@ -12,8 +12,9 @@ from tests.engine.programs import Built, Span, batch, build, logits_of
 from tests.support import tiny_model
 
 from headway.core.errors import CapacityError, ModelError
+from headway.engine.program import FUSED_ROWS, READ_CHUNK_BYTES
 from headway.engine.weights import PackedWeights
-from headway.kernels.cpu import isa
+from headway.kernels.cpu import isa, layout
 from headway.kernels.reference import llama_forward, load_weights, log_softmax
 from headway.models.model import open_model
 
@@ -62,6 +63,41 @@ def test_head_shapes(folder: Path, shape: str) -> None:
     want = log_softmax(llama_forward(built.model.config, load_weights(built.model), ids))
     built.close()
     assert (np.exp(want) * (want - got)).sum(-1).mean() <= BOUNDS["exact"]
+
+
+def test_frequency_factors_of_the_file_are_applied(folder: Path) -> None:
+    factors = np.linspace(1.0, 8.0, 16, dtype=np.float32)
+    path = tiny(folder, "factors", weight_type="F32", rope_freqs=factors, **SHAPES["gqa"])
+    built = build(path, accuracy="exact")
+    ids = np.random.default_rng(2).integers(3, 300, 40).tolist()
+    got = log_softmax(logits_of(built, ids, [40], np.arange(64)[None]))
+    weights = load_weights(built.model)
+    want = log_softmax(llama_forward(built.model.config, weights, ids))
+    plain = log_softmax(llama_forward(built.model.config, {k: v for k, v in weights.items() if k != "rope_freqs.weight"}, ids))
+    built.close()
+    assert (np.exp(want) * (want - got)).sum(-1).mean() <= BOUNDS["exact"] < (np.exp(want) * (want - plain)).sum(-1).mean()
+
+
+def test_only_fast_gives_prompt_rows_fewer_planes(folder: Path) -> None:
+    ids = np.random.default_rng(3).integers(3, 300, 40).tolist()
+    equal = {}
+    for accuracy in ("exact", "fast"):
+        built = build(tiny(folder, "Q4_1", weight_type="Q4_1", **SHAPES["gqa"]), accuracy=accuracy)  # type: ignore[arg-type]
+        prompt, generated = (logits_of(built, ids, [40], np.arange(64)[None], border) for border in (None, 0))
+        equal[accuracy] = bool((prompt == generated).all())
+        built.close()
+    assert equal == {"exact": True, "fast": False}
+
+
+def test_the_kv_type_may_be_chosen_apart_from_the_mode(folder: Path) -> None:
+    ids = np.random.default_rng(4).integers(3, 300, 40).tolist()
+    got = {}
+    for kv_dtype in (None, "bf16", "f16"):
+        built = build(tiny(folder, "Q4_1", weight_type="Q4_1", **SHAPES["gqa"]), accuracy="fast", kv_dtype=kv_dtype)  # type: ignore[arg-type]
+        got[kv_dtype] = built.program.kv_dtype, logits_of(built, ids, [40], np.arange(64)[None])
+        built.close()
+    assert [kind for kind, _ in got.values()] == ["bf16", "bf16", "f16"]
+    assert (got[None][1] == got["bf16"][1]).all() and (got["f16"][1] != got["bf16"][1]).any()
 
 
 @pytest.fixture(scope="module", params=["exact", "fast"])
@@ -128,6 +164,20 @@ def test_bits_do_not_depend_on_the_batch(pair: dict[str, Built], data: st.DataOb
     assert (built.program.logits[rows[-1]] == alone[0][0]).all()
 
 
+def test_bits_do_not_depend_on_a_batch_so_small_that_each_thread_prepares_it(pair: dict[str, Built]) -> None:
+    """At most FUSED_ROWS rows, of both classes."""
+    built = pair["three"]
+    ids = np.random.default_rng(7).integers(3, 300, 20).tolist()
+    tables = np.arange(8).reshape(2, 4)
+    whole = logits_of(built, ids, [20], tables[:1], 19)
+    start = logits_of(built, ids[:3], [3], tables[1:])
+    logits_of(built, ids[:19], [19], tables[:1])
+    made, rows = batch([Span(0, 19, ids[19:], generated=True), Span(1, 0, ids[:3])], tables)
+    assert len(made.token_ids) <= FUSED_ROWS
+    built.program.execute(made)
+    assert (built.program.logits[rows[0]] == whole[19:]).all() and (built.program.logits[rows[1]] == start).all()
+
+
 def test_a_long_row_split_over_threads_gives_the_same_bits_every_time(pair: dict[str, Built]) -> None:
     built = pair["three"]
     ids = np.random.default_rng(3).integers(3, 300, LENGTH).tolist()
@@ -159,9 +209,53 @@ def test_a_copied_page_is_the_page(pair: dict[str, Built]) -> None:
     assert (built.program.logits[0] == want).all()
 
 
+def test_probes_beside_iterations_leave_the_models_block_alone(pair: dict[str, Built], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that is late for a probe reads the probe's block, whatever the model's block has become meanwhile."""
+    built = pair["three"]
+    program, team = built.program, built.team
+    ids = np.random.default_rng(8).integers(3, 300, 60).tolist()
+    table = np.arange(80)[None]
+    want = logits_of(built, ids, [60], table)
+    blocks: list[int] = []
+    run = team.run
+    monkeypatch.setattr(team, "run", lambda block: (blocks.append(block), run(block))[1])
+    idle, cursors = program._block.copy(), program._controls.copy()
+    program.meet()
+    program.read_weights()
+    assert (program._block == idle).all() and (program._controls == cursors).all()
+    assert len({*blocks, program._block.ctypes.data}) == 2  # the probes share one, which is not the model's
+    probe = program._probe.copy()
+    for _ in range(30):
+        assert (logits_of(built, ids, [60], table) == want).all()
+        program.meet()
+        program.read_weights()
+    assert (
+        program._probe[[layout.P_N_OPS, layout.P_SEGMENTS, layout.P_CONTROLS]]
+        == probe[[layout.P_N_OPS, layout.P_SEGMENTS, layout.P_CONTROLS]]
+    ).all()
+
+
+def test_read_weights_reads_all_of_them_in_whole_chunks(folder: Path) -> None:
+    """What is timed as the read limit covers the weights from the first matrix to the head, but for less than a chunk."""
+    built = build(tiny(folder, "wide", width=256, ffn=768, heads=4, kv_heads=2, head_dim=64), threads=2)
+    program, weights = built.program, built.program.weights
+    matrices = [m for layer in weights.layers for m in (*layer.qkv, layer.output, layer.gate_up, layer.down)]
+    n_bytes = sum(m.n_bytes for m in [*matrices, weights.head])
+    program.profile_us()
+    read_bytes = program.read_weights()
+    assert n_bytes - READ_CHUNK_BYTES < read_bytes and read_bytes % READ_CHUNK_BYTES == 0
+    assert set(program.profile_us()) == {"read"}
+    program.meet()
+    assert set(program.profile_us()) == {"empty"}
+    built.close()
+
+
 def test_a_batch_over_the_limits_is_refused(pair: dict[str, Built]) -> None:
     made, _ = batch([Span(0, 0, [5] * 600)], np.arange(80)[None])
     with pytest.raises(CapacityError, match="600 rows"):
+        pair["three"].program.execute(made)
+    made, _ = batch([Span(0, i, [5]) for i in range(65)], np.arange(80)[None])
+    with pytest.raises(CapacityError, match="65 segments"):
         pair["three"].program.execute(made)
 
 

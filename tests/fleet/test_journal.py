@@ -94,6 +94,14 @@ def test_hashes_depend_on_the_key():
     assert KeyedHash(b"1" * 32)("") == ""
 
 
+def test_clients_that_send_ever_new_names_do_not_fill_the_memory():
+    hashed = KeyedHash(b"1" * 32)
+    first = hashed("name 0")
+    for i in range(10_000):
+        hashed(f"name {i}")
+    assert len(hashed._known) <= 4096 and hashed("name 0") == first
+
+
 @contextlib.contextmanager
 def no_file_may_grow_beyond(size_bytes: int):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -129,6 +137,18 @@ async def test_on_a_full_disk_running_streams_finish_and_new_ones_are_refused(tm
         assert fleet.health() == (True, "ok")
         assert await tokens_of(fleet.submit(request([1], 2))) == ([2, 3], "length")
     assert [record.detail for record in records(tmp_path) if isinstance(record, Finish) and record.id == running.id] == ["server_died"]
+
+
+async def test_once_the_journal_is_lost_a_request_reaches_no_engine(tmp_path, monkeypatch):
+    monkeypatch.setenv(STEP_S, "0.01")
+    async with fleet_of(tmp_path) as fleet:
+        with no_file_may_grow_beyond(max(path.stat().st_size for path in (tmp_path / "journal").glob("*.wal"))):
+            with pytest.raises(JournalUnavailable):
+                await fleet.submit(request([2], 300)).dispatched()
+            late = fleet.submit(request([3], 300))
+            assert late.state == "ended" and not late.engine_id and late.id not in fleet._tickets
+            with pytest.raises(JournalUnavailable):
+                await late.dispatched()
 
 
 async def test_every_segment_opens_with_a_snapshot_and_gets_a_view(tmp_path, monkeypatch):

@@ -1,12 +1,13 @@
 """The pipeline emitter -> object -> cache -> loader, and code for CPUs that are not here (read as assembly, never run)."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from headway.kernels.cpu import isa
+from headway.kernels.cpu import isa, objects
 from headway.kernels.cpu.compile import assembly
 from headway.kernels.cpu.objects import Linked, ObjectCache
 from headway.kernels.cpu.products import Product
@@ -56,6 +57,28 @@ def test_objects_of_another_cpu_or_level_are_not_taken(tmp_path: Path) -> None:
     assert other.read(SMALL.symbol) is None
 
 
+def test_the_key_covers_cpu_versions_level_and_this_packages_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def key(level: str = "avx2") -> str:
+        objects.code_key.cache_clear()
+        return objects.code_key(level)
+
+    (tmp_path / "products.py").write_text("a = 1\n")
+    keys = [key(), key("portable16")]
+    with monkeypatch.context() as patch:
+        patch.setattr(objects, "host_cpu", lambda: ("znver9", "+avx2"))
+        keys.append(key())
+    for package in ("numba", "llvmlite"):
+        with monkeypatch.context() as patch:
+            patch.setattr("importlib.metadata.version", lambda name, changed=package: "9.9" if name == changed else "1.0")
+            keys.append(key())
+    with monkeypatch.context() as patch:
+        patch.setattr(objects, "__file__", str(tmp_path / "objects.py"))
+        keys.append(key())
+        (tmp_path / "products.py").write_text("a = 2\n")
+        keys.append(key())
+    assert len(set(keys)) == len(keys) and key() == keys[0]
+
+
 def test_cached_control_code_runs_without_numba(headway_home: Path) -> None:
     """A team and a kernel in a fresh process: the second start must not import numba."""
     program = (
@@ -64,7 +87,9 @@ def test_cached_control_code_runs_without_numba(headway_home: Path) -> None:
         "cache = ObjectCache(kernels_dir(), isa.select()); Team(2, cache).close()\n"
         "print(cache.compiled, 'numba' in sys.modules)"
     )
-    runs = [subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split() for _ in range(2)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    command = [sys.executable, "-c", program]
+    runs = [subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split() for _ in range(2)]
     assert runs[1] == ["0", "False"]
 
 

@@ -13,6 +13,7 @@ from headway.scheduling.messages import (
     EngineUp,
     Hold,
     Relegate,
+    Report,
     Shed,
     Tick,
 )
@@ -74,6 +75,19 @@ def test_memory_that_never_fits_is_shed_under_both_policies() -> None:
         assert isinstance(shed, Shed) and shed.reason == "memory"
 
 
+def test_pages_promised_to_others_and_places_taken_hold_a_request_back() -> None:
+    loose = Slo(30.0, 0.5, None, "batch")
+    state = ready(pages=100)  # 1,600 tokens
+    assert isinstance(arrive(state, 1, 800, loose, max_tokens=400)[0], Dispatch)
+    assert isinstance(arrive(state, 2, 800, loose, max_tokens=400)[0], Hold)
+    assert isinstance(arrive(state, 3, 100, loose, max_tokens=100)[0], Dispatch)
+    assert Dispatch(2, "e", 0, loose, 0) in router.step(state, 1, Cancel(1, "test"))
+    state = router.new_state("headway", 0, laws={"law": LAPTOP})
+    router.step(state, 0, EngineUp("e", 1, engine_spec(max_sequences=1)))
+    assert isinstance(arrive(state, 1, 10, loose)[0], Dispatch)
+    assert isinstance(arrive(state, 2, 10, loose)[0], Hold)
+
+
 def test_fcfs_sheds_nothing_else_and_background_is_never_shed() -> None:
     state = ready("fcfs")
     assert all(isinstance(arrive(state, i, 2000, Slo(0.1, 0.001))[0], Dispatch) for i in range(50))
@@ -96,3 +110,18 @@ def test_cancel_aborts_what_was_dispatched_and_counts_the_command() -> None:
     arrive(state, 1, 50, Slo(1.0, 0.05))
     assert router.step(state, 1, Cancel(1, "client gone")) == [Abort(1, "e", "client gone")]
     assert state.engines["e"].sent == 2 and not state.requests
+
+
+def test_a_report_counts_once_and_only_from_the_boot_that_runs() -> None:
+    state = ready()
+    arrive(state, 1, 50, Slo(1.0, 0.05))
+
+    def report(boot: int, seq: int) -> None:
+        router.step(state, 1, Report("e", boot, seq, 1, 1, 1, 1, 1, 0, ((1, 1),), (), (), (), (), (), {}, 0))
+
+    report(1, 1)
+    report(1, 1)
+    report(2, 2)
+    assert state.requests[1].emitted == 1
+    report(1, 2)
+    assert state.requests[1].emitted == 2

@@ -66,9 +66,9 @@ class Page:
 @contextlib.contextmanager
 def chromium(profile: Path) -> Iterator[Page]:
     """A page in headless Chromium; skips the test where there is none."""
-    path = next((found for found in map(shutil.which, NAMES) if found), None)
+    path = next((found for found in map(shutil.which, NAMES) if found and _answers(found)), None)
     if path is None:
-        pytest.skip("needs Chromium (looked for chromium, chromium-browser and google-chrome in PATH)")
+        pytest.skip("needs Chromium (looked for a chromium, chromium-browser or google-chrome in PATH that answers --version)")
     to_browser, from_browser = os.pipe(), os.pipe()
     fds = (to_browser[0], from_browser[1])
     # bash (dash knows one-digit descriptors only) moves the two pipe ends to descriptors 3 and 4, which Chromium expects.
@@ -84,3 +84,7 @@ def chromium(profile: Path) -> Iterator[Page]:
         process.wait(20)
         os.close(to_browser[1])
         os.close(from_browser[0])
+
+
+def _answers(path: str) -> bool:
+    return subprocess.run([path, "--version"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode == 0

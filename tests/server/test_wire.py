@@ -311,6 +311,28 @@ def test_a_held_stream_gets_its_status_and_comments(server: Running, monkeypatch
     idle(server)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_bug_while_tokens_come_leaves_nothing_running(server: Running, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("headway.server.sequence.Sequence.take", broken)
+    reply = post(server, CHAT | {"cache_salt": "long", "stream": stream})
+    error = events(reply.text)[-1]["error"] if stream else reply.json()["error"]
+    assert reply.status_code == (200 if stream else 500)
+    assert error["type"] == "server_error" and "a bug" not in error["message"]
+    idle(server)
+    assert server.fleet.cancels[-1][1] == "front_failed"
+
+
+def test_a_body_that_does_not_come_is_given_up(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headway.server.exchange.BODY_TIMEOUT_S", 0.05)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+        client.sendall(raw_request(server, CHAT)[:-5])
+        assert client.recv(65536).startswith(b"HTTP/1.1 408 ")
+    idle(server)
+
+
 def test_a_reset_connection_frees_everything(server: Running) -> None:
     client = socket.create_connection(("127.0.0.1", server.port))
     client.sendall(raw_request(server, CHAT | {"cache_salt": "long", "stream": True}))
