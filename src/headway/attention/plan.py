@@ -143,12 +143,12 @@ class Plan:
         words = self.buffer.words
         if words[at.H_GENERATION] != self.generation:
             raise StalePlanError(
-                f"plan {self.generation} was overwritten by plan {int(words[at.H_GENERATION])} of the same Attention: run the newest plan, or "
+                f"plan {self.generation} was overwritten by plan {int(words[at.H_GENERATION])} of the same buffer: run the newest plan, or "
                 f"give each plan its own buffer (plan(..., into=attention.buffer()))"
             )
         if tokens != self.tokens or page_tokens != self.page_tokens:
             raise StalePlanError(
-                f"planned for {self.tokens} query tokens over {self.page_tokens}-token pages, run with {tokens} over {page_tokens}: plan again"
+                f"planned for {self.tokens} query tokens over {self.page_tokens}-token pages, not {tokens} over {page_tokens}: plan again"
             )
         if words[at.H_MAX_PAGE] >= pages:
             raise StalePlanError(f"the plan reads page {int(words[at.H_MAX_PAGE])} and the pool has {pages}: plan with this pool's table")
