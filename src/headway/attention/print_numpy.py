@@ -60,7 +60,7 @@ def evaluate(graph: Graph, inputs: Mapping[str, Any], captured: Mapping[str, Any
     values: list[Any] = []
     for n in graph.nodes:
         if n.op == "input":
-            value = np.asarray(inputs[str(n.value)]).astype(_WIDE[n.dtype])
+            value: Any = np.asarray(inputs[str(n.value)]).astype(_WIDE[n.dtype])
         elif n.op == "const":
             value = np.asarray(n.value, _WIDE[n.dtype])
         elif n.op == "scalar":
