@@ -142,6 +142,19 @@ class Kit:
         exponent = self.b.shl(self.b.fptosi(n, self.i), self.vi(23))
         return self.b.bitcast(self.b.add(self.b.bitcast(p, self.i), exponent), self.f)
 
+    def log2(self, x: Value) -> Value:
+        """log2 of normal x > 0: x = m*2**e with m in [sqrt(1/2), sqrt(2)), ln m = 2*atanh((m-1)/(m+1)) to the 9th power (error 4e-9)."""
+        b = self.b
+        shifted = b.sub(b.bitcast(x, self.i), self.vi(0x3F3504F3))  # bits of sqrt(1/2)
+        e = b.ashr(shifted, self.vi(23))
+        m = b.bitcast(b.sub(b.bitcast(x, self.i), b.shl(e, self.vi(23))), self.f)
+        s = b.fdiv(b.fsub(m, self.vf(1.0)), b.fadd(m, self.vf(1.0)))
+        square = b.fmul(s, s)
+        p = self.vf(1.0 / 9.0)
+        for c in (1.0 / 7.0, 1.0 / 5.0, 1.0 / 3.0, 1.0):
+            p = self.fma(p, square, self.vf(c))
+        return self.fma(b.fmul(s, p), self.vf(2 * LOG2E), b.sitofp(e, self.f))
+
     # ---- 16-bit floats
     def load_f16(self, address: Value, offset: int = 0) -> Value:
         return self.b.fpext(self.load(address, vector(F16, self.lanes), offset, 2), self.f)

@@ -1,8 +1,8 @@
-"""AttentionItem: one work item of a plan, a tile of query rows of one kv head against ascending ranges of its keys.
+"""AttentionItem: one work item of a plan, query tokens of one kv head against ascending ranges of its keys.
 
-Rows are packed: query row r/group, head r%group of the kv head, so that keys and values are read once a group. For every block of 64 keys:
-addresses, scores (item_blocks), hooks and online softmax (item_softmax), values. Scores are in the log2 domain, math is float32. States stay
-in memory for AttentionFinish, unnormalised, so that items of one tile can be merged.
+Row r is query token r/group, head r%group of the kv head, so that keys and values are read once a group. For every block of 64 keys:
+addresses, scores (item_blocks), hooks and online softmax (item_softmax), values. Scores are in the log2 domain, math is float32. States
+stay in memory for AttentionFinish, unnormalised, so that items of one tile can be merged.
 """
 
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ from headway.kernels.cpu.item_blocks import (
     scores_from_pages,
     scores_from_rows,
 )
-from headway.kernels.cpu.item_hooks import PLAIN, Element, Hooks
+from headway.kernels.cpu.item_hooks import PLAIN, Hooks, apply
 from headway.kernels.cpu.item_softmax import NO_SCORE, softmax_rows
-from headway.kernels.cpu.item_stage import partner_of, stage_keys, stage_values
+from headway.kernels.cpu.item_stage import element, partner_of, stage_keys, stage_values
 from headway.kernels.cpu.item_walk import PAGES, TABLE_BYTES, VALUES, Walk, pool, void
 
 KvLayout = Literal["rows", "packed"]
@@ -92,10 +92,10 @@ class AttentionItem:
         return self._offsets(isa, max_rows)[5]
 
     def emit(self, k: Kit, run: Value, frame: Value) -> None:
-        _Emission(self, k, run, frame).item()
+        ItemEmission(self, k, run, frame).emit()
 
 
-class _Emission:
+class ItemEmission:
     """One emission of an item: the values that its parts share."""
 
     def __init__(self, item: AttentionItem, k: Kit, run: Value, frame: Value) -> None:
@@ -105,11 +105,11 @@ class _Emission:
         def of(word: int) -> Value:
             return k.load(frame, I64, 8 * word, 8)
 
-        self.request, self.head = of(at.F_REQUEST), of(at.F_KV_HEAD)
-        self.first_row, self.rows = of(at.F_ROW), of(at.F_ROWS)
-        self.q_position, self.kv_position = of(at.F_Q_POSITION), of(at.F_KV_POSITION)
-        self.qo_first, self.states = of(at.F_QO_FIRST), of(at.F_STATES)
-        self.ranges, self.n_ranges = of(at.F_RANGES), of(at.F_N_RANGES)
+        self.token, self.tokens, self.head = of(at.F_TOKEN), of(at.F_TOKENS), of(at.F_KV_HEAD)
+        self.token_position, self.token_request, self.token_row = of(at.F_TOKEN_POSITION), of(at.F_TOKEN_REQUEST), of(at.F_TOKEN_ROW)
+        self.ranges, self.n_ranges = [of(at.F_RANGE_START), of(at.F_RANGE_END), of(at.F_RANGE_KIND)], of(at.F_N_RANGES)
+        self.states = of(at.F_STATES)
+        self.rows = b.mul(self.tokens, k.i64(item.group))
         self.captured = k.load(run, I64, 8 * at.RUN_CAPTURED, 8)
         n = item.block_rows(k.isa)
         self.groups = b.udiv(b.add(self.rows, k.i64(n - 1)), k.i64(n))
@@ -127,21 +127,27 @@ class _Emission:
             pool(k, run, at.RUN_V, self.head),
             (pool(k, run, at.RUN_KS, self.head), pool(k, run, at.RUN_VS, self.head)) if scales else None,
             k.load(run, I64, 8 * at.RUN_PAGE_TOKENS, 8),
-            of(at.F_TABLE),
+            of(at.F_PAGES),
+            of(at.F_PAGE_POSITIONS) if item.hooks.wants_positions else None,
             item.layout == "packed",
         )
 
-    def item(self) -> None:
+    def emit(self) -> None:
         k = self.k
         self._prepare_rows()
 
         def of_range(i: Value, _: list[Value]) -> list[Value]:
-            at_range = k.index(self.ranges, i, at.RANGE_BYTES)
-            start, end, kind = (k.b.sext(k.load(at_range, I32, 4 * j), I64) for j in range(3))
+            start, end, kind = (k.b.sext(k.load(k.index(words, i, 4), I32), I64) for words in self.ranges)
             k.when(k.b.icmp_signed("<", start, end), lambda: self._range(start, end, kind))
             return []
 
         k.when(k.b.icmp_signed(">", self.n_ranges, k.i64(0)), lambda: void(k.loop(self.n_ranges, [], of_range)))
+
+    def token_and_head(self, row: Value) -> tuple[Value, Value]:
+        """Query token (row of q) and query head of a row of this item."""
+        b, group = self.k.b, self.k.i64(self.item.group)
+        token = b.udiv(row, group)
+        return b.add(self.token, token), b.add(b.mul(self.head, group), b.sub(row, b.mul(token, group)))
 
     def _prepare_rows(self) -> None:
         """Queries as scaled float32 rows in scratch, and empty states."""
@@ -152,21 +158,20 @@ class _Emission:
         size = NUMBER_BYTES[item.q_dtype]
 
         def of_row(r: Value, _: list[Value]) -> list[Value]:
-            packed = b.add(self.first_row, r)
-            token = b.udiv(packed, k.i64(item.group))
-            head = b.add(b.mul(self.head, k.i64(item.group)), b.sub(packed, b.mul(token, k.i64(item.group))))
-            source = b.add(b.add(q, b.mul(b.add(self.qo_first, token), token_bytes)), b.mul(head, head_bytes))
+            token, head = self.token_and_head(r)
+            source = b.add(b.add(q, b.mul(token, token_bytes)), b.mul(head, head_bytes))
             to = k.index(self.queries, r, 4 * item.dims)
-            position = k.splat(b.trunc(b.add(self.q_position, token), I32))
+            position = k.load(k.index(self.token_position, token, 4), I32)
 
             def of_vector(j: Value, _: list[Value]) -> list[Value]:
                 at_source = k.index(source, j, size * k.lanes)
                 x = load_number(k, item.q_dtype, at_source)
                 if item.hooks.query is not None:
                     first = b.mul(j, k.i64(k.lanes))
-                    partner = partner_of(k, item.hooks, item.q_dtype, source, first, x)
-                    place = Element(k.lane_numbers(b.trunc(first, I32)), position, b.trunc(head, I32), self.captured)
-                    x = item.hooks.query(k, x, partner, place)
+                    partner = partner_of(k, item.hooks, item.q_dtype, item.dims, source, first, x)
+                    d = k.lane_numbers(b.trunc(first, I32))
+                    inputs = element(k, item.dims, x, partner, d, position, b.trunc(head, I32))
+                    x = apply(k, item.hooks.query, inputs, self.captured)
                 k.store(b.fmul(x, scale), k.index(to, j, 4 * k.lanes))
                 return []
 
@@ -206,30 +211,28 @@ class _Emission:
             more = b.icmp_signed("<", following, count)
             k.when(more, lambda: self.walk.fill(k, table_of(following), *bounds(following)))
             table = table_of(i)
-            self._block(table, b.select(more, table_of(following), table), *bounds(i), kind)
+            _, low, high = bounds(i)
+            self._block(table, b.select(more, table_of(following), table), low, high, kind)
             return []
 
         k.loop(count, [], of_block)
 
-    def _block(self, table: Value, ahead: Value, block: Value, low: Value, high: Value, kind: Value) -> None:
+    def _block(self, table: Value, ahead: Value, low: Value, high: Value, kind: Value) -> None:
         k, item = self.k, self.item
         b = k.b
         rows, dims = item.block_rows(k.isa), item.dims
         pages = b.udiv(b.add(high, k.i64(at.PAGE_TOKENS - 1)), k.i64(at.PAGE_TOKENS))
         if item.stages_keys:
-            position = b.add(self.kv_position, block)
-            stage_keys(k, item, table, ahead, pages, self.staged_keys, position, self.head, self.captured)
+            stage_keys(k, item, table, ahead, pages, self.staged_keys, self.head, self.captured)
             scores_from_pages(k, "f32", dims, rows, self.queries, self.groups, k.at(table, PAGES), None, pages, self.scores)
         elif item.layout == "packed":
-            scores_from_pages(
-                k, item.kv_dtype, dims, rows, self.queries, self.groups, k.at(table, PAGES), ahead, pages, self.scores
-            )
+            scores_from_pages(k, item.kv_dtype, dims, rows, self.queries, self.groups, k.at(table, PAGES), ahead, pages, self.scores)
         else:
             scores_from_rows(k, item.kv_dtype, dims, rows, self.queries, self.groups, table, ahead, high, self.scores)
-        softmax_rows(k, self, table, block, low, high, kind)
+        softmax_rows(k, self, table, low, high, kind)
         dtype = item.kv_dtype
         if item.stages_values:
-            stage_values(k, item, table, high, self.staged_values, b.add(self.kv_position, block), self.head, self.captured)
+            stage_values(k, item, table, high, self.staged_values, self.head, self.captured)
             dtype = "f32"
 
         def value_row(t: Value) -> Value:

@@ -65,7 +65,7 @@ def outer(k: Kit, rows: Sequence[Load], columns: Sequence[Load], sums: list[Valu
 
 
 def sums_of(k: Kit, vectors: Sequence[Value]) -> Value:
-    """Up to `lanes` vectors to one: lane i is the sum of vector i, by unpacking pairs (specs/attention.md 6.3). Lanes beyond are garbage."""
+    """Up to `lanes` vectors to one: lane i is the sum of vector i, by unpacking pairs. Lanes beyond are garbage."""
     b, n = k.b, k.lanes
 
     def pair(x: Value, y: Value, low: list[int], high: list[int]) -> Value:

@@ -1,67 +1,46 @@
-"""Hooks: what a variant adds to an attention item, as callables that emit code. Who writes them (attention.print_llvm) is not known here."""
+"""Hooks: what a variant adds to an attention item, as callables that emit code. Who writes them is not known here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from llvmlite import ir
+
 from headway.kernels.cpu.emit import Kit, Value
 
-Partner = Literal["none", "half", "adjacent"]
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a vector of scores is: int32 scalars, but for `kv`, an int32 vector of key positions. `captured`: int64 address."""
-
-    b: Value
-    h: Value
-    kv_head: Value
-    q: Value
-    row: Value
-    kv: Value
-    captured: Value
-
-
-@dataclass(frozen=True, slots=True)
-class Element:
-    """Where a vector of elements of a query, key or value is: `d` and `pos` are int32 vectors, `head` an int32 scalar."""
-
-    d: Value
-    pos: Value
-    head: Value
-    captured: Value
-
-
-@dataclass(frozen=True, slots=True)
-class OutputPlace:
-    """An output row: int32 scalars, and as float32 vectors the natural-log maximum `m` and the denominator `d` of its softmax."""
-
-    b: Value
-    row: Value
-    h: Value
-    m: Value
-    d: Value
-    captured: Value
+Hook = Callable[[Kit, Mapping[str, Value], Value], Value]
+"""(kit, inputs by name: scalars, or vectors where lanes differ; address of the captured values) -> scalar or vector."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
     """Code of one variant. `name` identifies it in the cache: equal names must emit equal code.
 
-    score: scores -> scores (natural units). mask: -> bool vector. query, key, value: (x, partner) -> x, where partner(d) is d +- rotary/2
-    ("half") or d ^ 1 ("adjacent") and x itself from `rotary` on. output: o/d -> output. `softmax` False: weights are the scores.
+    score: score, b, h, kv_head, q, row, kv -> score (natural units). mask: the same without score -> bool.
+    query, key, value: x, partner, d, dim, pos, head -> x; the partner of d is d +- dim/2 ("half") or d ^ 1 ("adjacent").
+    output: o, m, d, b, row, h -> output; m in natural units. `softmax` False: weights are the scores. `sink`: RUN_SINK is read.
     """
 
     name: str = "plain"
-    score: Callable[[Kit, Value, Place], Value] | None = None
-    mask: Callable[[Kit, Place], Value] | None = None
-    query: Callable[[Kit, Value, Value, Element], Value] | None = None
-    key: Callable[[Kit, Value, Value, Element], Value] | None = None
-    value: Callable[[Kit, Value, Value, Element], Value] | None = None
-    output: Callable[[Kit, Value, OutputPlace], Value] | None = None
+    score: Hook | None = None
+    mask: Hook | None = None
+    query: Hook | None = None
+    key: Hook | None = None
+    value: Hook | None = None
+    output: Hook | None = None
     softmax: bool = True
-    partner: Partner = "none"
-    rotary: int = 0
+    sink: bool = False
+    pairs: Literal["half", "adjacent"] = "half"
+
+    @property
+    def wants_positions(self) -> bool:
+        return any(hook is not None for hook in (self.score, self.mask, self.key, self.value))
 
 
 PLAIN = Hooks()
+
+
+def apply(k: Kit, hook: Hook, inputs: Mapping[str, Value], captured: Value) -> Value:
+    """A hook's result as a vector."""
+    x = hook(k, inputs, captured)
+    return x if isinstance(x.type, ir.VectorType) else k.splat(x)

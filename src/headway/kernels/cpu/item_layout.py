@@ -34,23 +34,36 @@ PAGE_TOKENS = 16  # keys of a packed page
     RUN_OUT_SCALE,  # float32 bits
     RUN_CAPTURED,  # address of the captured values, as the printer of the hooks laid them out
     RUN_SINK,  # float32[heads] natural logits, 0: none
-) = range(30)
-RUN_WORDS = 64  # the rest belongs to the loop over items (attention_loop.py)
+    # for the loops over items and merges (attention_loop.py)
+    RUN_PLAN,  # address of a plan (plan_layout.py)
+    RUN_FEW,  # kernels: AttentionItem of few rows, of many, AttentionFinish, AttentionMerge
+    RUN_MANY,
+    RUN_FINISH,
+    RUN_MERGE,
+    RUN_FEW_ROWS,  # most rows that the kernel of few rows takes
+    RUN_PARTIALS,
+    RUN_STATE_BYTES,
+    RUN_SCRATCH,  # per thread: frame | states | scratch of the item
+    RUN_SCRATCH_BYTES,
+    RUN_STATES_BYTES,
+) = range(41)
+RUN_ITEM_CURSOR, RUN_MERGE_CURSOR = 48, 56  # on cache lines of their own
+RUN_WORDS = 64
 
 (
-    F_REQUEST,
-    F_QO_FIRST,  # row of the request's first query in q, out and lse
-    F_Q_POSITION,  # position of that query
-    F_KV_POSITION,  # position of the request's first key
-    F_ROW,  # first packed row of the item: query row * group + head of the group
-    F_ROWS,
+    F_TOKEN,  # first query token (row of q)
+    F_TOKENS,
     F_KV_HEAD,
-    F_TABLE,  # int32 page numbers of the request
-    F_RANGES,  # int32 triplets (start, end, kind) of keys, ascending
+    F_PAGES,  # int32 page numbers of the table row, and the position of each page's first token
+    F_PAGE_POSITIONS,
+    F_TOKEN_POSITION,  # int32 by query token: position, request, row in its request
+    F_TOKEN_REQUEST,
+    F_TOKEN_ROW,
+    F_RANGE_START,  # int32 slots: start, end and kind (plan_layout.FULL, PARTIAL) of ascending ranges
+    F_RANGE_END,
+    F_RANGE_KIND,
     F_N_RANGES,
     F_STATES,
     F_SCRATCH,
-) = range(12)
+) = range(14)
 FRAME_WORDS = 16
-RANGE_BYTES = 12
-FULL, PARTIAL = 0, 1  # kinds of a range: all keys visible, or the mask decides

@@ -7,45 +7,37 @@ weight is zero exactly where its score is -inf. The output is rescaled by the fa
 from typing import TYPE_CHECKING
 
 from headway.kernels.cpu import item_layout as at
+from headway.kernels.cpu import plan_layout as plan
 from headway.kernels.cpu.emit import I32, LOG2E, Kit, Value
-from headway.kernels.cpu.item_hooks import Place
-from headway.kernels.cpu.item_walk import KEY_SCALES, VALUE_SCALES
+from headway.kernels.cpu.item_hooks import apply
+from headway.kernels.cpu.item_walk import KEY_SCALES, POSITIONS, VALUE_SCALES
 
 if TYPE_CHECKING:
-    from headway.kernels.cpu.item import _Emission
+    from headway.kernels.cpu.item import ItemEmission
 
 NO_SCORE = -3.4028234663852886e38
 MASKED = float("-inf")
 
 
-def softmax_rows(k: Kit, e: "_Emission", table: Value, block: Value, low: Value, high: Value, kind: Value) -> None:
+def softmax_rows(k: Kit, e: "ItemEmission", table: Value, low: Value, high: Value, kind: Value) -> None:
     """Scores of all rows of an item become weights; maxima, denominators and factors move on."""
     b, item = k.b, e.item
     hooks = item.hooks
     size = 4 * (item.value_dims + 2 * k.lanes)
     vectors = at.BLOCK_TOKENS // k.lanes
     cut = b.icmp_signed("<", b.sub(high, low), k.i64(at.BLOCK_TOKENS))
-    partial = b.icmp_signed("!=", kind, k.i64(at.FULL))
+    partial = b.icmp_signed("!=", kind, k.i64(plan.FULL))
     low32, high32 = k.splat(b.trunc(low, I32)), k.splat(b.trunc(high, I32))
-    kv_first = b.trunc(b.add(e.kv_position, block), I32)
     scaled = item.kv_dtype == "int8"
 
-    def place(r: Value, slot: Value) -> Place:
-        packed = b.add(e.first_row, r)
-        token = b.udiv(packed, k.i64(item.group))
-        head = b.add(b.mul(e.head, k.i64(item.group)), b.sub(packed, b.mul(token, k.i64(item.group))))
-        return Place(
-            b.trunc(e.request, I32),
-            b.trunc(head, I32),
-            b.trunc(e.head, I32),
-            b.trunc(b.add(e.q_position, token), I32),
-            b.trunc(token, I32),
-            b.add(k.splat(kv_first), slot),
-            e.captured,
-        )
+    def place(r: Value) -> dict[str, Value]:
+        token, head = e.token_and_head(r)
+        q, request, row = (k.load(k.index(words, token, 4), I32) for words in (e.token_position, e.token_request, e.token_row))
+        return {"b": request, "h": b.trunc(head, I32), "kv_head": b.trunc(e.head, I32), "q": q, "row": row}
 
     def edit(r: Value, scores: Value, masked: bool) -> None:
         """Key scales, score hook and range of every vector of a row; the mask too if `masked`."""
+        row = place(r) if hooks.score is not None or masked else {}
 
         def of_vector(v: Value, _: list[Value]) -> list[Value]:
             where = k.index(scores, v, 4 * k.lanes)
@@ -53,14 +45,16 @@ def softmax_rows(k: Kit, e: "_Emission", table: Value, block: Value, low: Value,
             slot = k.lane_numbers(b.trunc(b.mul(v, k.i64(k.lanes)), I32))
             if scaled:
                 x = b.fmul(x, k.load(k.index(table, v, 4 * k.lanes), k.f, KEY_SCALES))
-            here = place(r, slot)
+            inputs = row | {"score": x}
+            if row:
+                inputs["kv"] = k.load(k.index(table, v, 4 * k.lanes), k.i, POSITIONS)
             if hooks.score is not None:
-                x = hooks.score(k, x, here)
+                x = apply(k, hooks.score, inputs, e.captured)
                 if hooks.softmax:
                     x = b.fmul(x, k.vf(LOG2E))
             seen = b.and_(b.icmp_signed(">=", slot, low32), b.icmp_signed("<", slot, high32))
             if masked and hooks.mask is not None:
-                seen = b.and_(seen, hooks.mask(k, here))
+                seen = b.and_(seen, apply(k, hooks.mask, inputs, e.captured))
             k.store(b.select(seen, x, k.vf(MASKED if hooks.softmax else 0.0)), where)
             return []
 

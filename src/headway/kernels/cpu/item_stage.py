@@ -8,40 +8,32 @@ from typing import TYPE_CHECKING
 from headway.kernels.cpu import item_layout as at
 from headway.kernels.cpu.emit import I32, I64, Kit, Value
 from headway.kernels.cpu.item_blocks import NUMBER_BYTES, load_number
-from headway.kernels.cpu.item_hooks import Element, Hooks
-from headway.kernels.cpu.item_walk import KEYS, PAGES, VALUES
+from headway.kernels.cpu.item_hooks import Hooks, apply
+from headway.kernels.cpu.item_walk import KEYS, PAGES, POSITIONS, VALUES
 
 if TYPE_CHECKING:
     from headway.kernels.cpu.item import AttentionItem
 
 
-def partner_of(k: Kit, hooks: Hooks, dtype: str, row: Value, first: Value, x: Value) -> Value:
-    """The partner elements of `lanes` elements from `first` on of a row of numbers."""
-    b = k.b
-    if hooks.partner == "none":
-        return x
-    if hooks.partner == "adjacent":
-        turned = k.shuffle(x, [i ^ 1 for i in range(k.lanes)])
-    else:  # "half": rotary/2 is a multiple of the lanes, so a vector has one partner vector
-        half = hooks.rotary // 2
-        other = b.select(b.icmp_signed("<", first, k.i64(half)), b.add(first, k.i64(half)), b.sub(first, k.i64(half)))
-        other = b.select(b.icmp_signed("<", first, k.i64(hooks.rotary)), other, first)
-        return load_number(k, dtype, k.index(row, other, NUMBER_BYTES[dtype]))
-    rotated = b.icmp_signed("<", k.lane_numbers(b.trunc(first, I32)), k.vi(hooks.rotary))
-    return b.select(rotated, turned, x)
+def partner_of(k: Kit, hooks: Hooks, dtype: str, dims: int, row: Value, first: Value, x: Value) -> Value:
+    """The partner elements of the `lanes` elements x, which start at `first` in a row of numbers."""
+    if hooks.pairs == "adjacent":
+        return k.shuffle(x, [i ^ 1 for i in range(k.lanes)])
+    # dims/2 is a multiple of the lanes, so a vector has one partner vector
+    return load_number(k, dtype, k.index(row, partner_dim(k, hooks, dims, first), NUMBER_BYTES[dtype]))
 
 
-def _packed_partner(k: Kit, hooks: Hooks, d: Value) -> Value:
-    """Number of the partner dim of dim `d` (an int64 scalar)."""
-    b = k.b
-    if hooks.partner == "none":
-        return d
-    if hooks.partner == "adjacent":
-        other = b.xor(d, k.i64(1))
-    else:
-        half = k.i64(hooks.rotary // 2)
-        other = b.select(b.icmp_signed("<", d, half), b.add(d, half), b.sub(d, half))
-    return b.select(b.icmp_signed("<", d, k.i64(hooks.rotary)), other, d)
+def partner_dim(k: Kit, hooks: Hooks, dims: int, d: Value) -> Value:
+    """Number of the partner of dim `d`, an int64 scalar."""
+    b, half = k.b, k.i64(dims // 2)
+    if hooks.pairs == "adjacent":
+        return b.xor(d, k.i64(1))
+    return b.select(b.icmp_signed("<", d, half), b.add(d, half), b.sub(d, half))
+
+
+def element(k: Kit, dims: int, x: Value, partner: Value, d: Value, pos: Value, head: Value) -> dict[str, Value]:
+    """Inputs of a query, key or value hook."""
+    return {"x": x, "partner": partner, "d": d, "dim": I32(dims), "pos": pos, "head": head}
 
 
 def stage_keys(
@@ -51,7 +43,6 @@ def stage_keys(
     ahead: Value,
     pages: Value,
     out: Value,
-    position: Value,
     head: Value,
     captured: Value,
 ) -> None:
@@ -61,21 +52,21 @@ def stage_keys(
 
     def of_page(p: Value, _: list[Value]) -> list[Value]:
         to = k.index(out, p, 4 * at.PAGE_TOKENS * dims)
-        first = b.add(position, b.mul(p, k.i64(at.PAGE_TOKENS)))
         for part in range(at.PAGE_TOKENS // k.lanes):
-            place = b.trunc(k.at(first, part * k.lanes), I32)
+            position_at = k.at(k.index(k.at(table, POSITIONS), p, 4 * at.PAGE_TOKENS), 4 * k.lanes * part)
             if item.layout == "packed":
                 page = k.load(k.index(k.at(table, PAGES), p, 8), I64, 0, 8)
                 coming = k.load(k.index(k.at(ahead, PAGES), p, 8), I64, 0, 8)
 
-                def of_dim(d: Value, _: list[Value], page: Value = page, part: int = part, place: Value = place) -> list[Value]:
+                def of_dim(
+                    d: Value, _: list[Value], page: Value = page, coming: Value = coming, part: int = part, position_at: Value = position_at
+                ) -> list[Value]:
                     k.prefetch(k.index(coming, d, size * at.PAGE_TOKENS), size * k.lanes * part)
                     x = load_number(k, item.kv_dtype, k.index(page, d, size * at.PAGE_TOKENS), size * k.lanes * part)
                     if hooks.key is not None:
-                        other = k.index(page, _packed_partner(k, hooks, d), size * at.PAGE_TOKENS)
+                        other = k.index(page, partner_dim(k, hooks, dims, d), size * at.PAGE_TOKENS)
                         partner = load_number(k, item.kv_dtype, other, size * k.lanes * part)
-                        where = Element(k.splat(b.trunc(d, I32)), k.lane_numbers(place), head32, captured)
-                        x = hooks.key(k, x, partner, where)
+                        x = apply(k, hooks.key, element(k, dims, x, partner, b.trunc(d, I32), k.load(position_at, k.i), head32), captured)
                     k.store(x, k.index(to, d, 4 * at.PAGE_TOKENS), 4 * k.lanes * part)
                     return []
 
@@ -85,7 +76,12 @@ def stage_keys(
                 entry_ahead = k.index(ahead, b.add(b.mul(p, k.i64(at.PAGE_TOKENS)), k.i64(part * k.lanes)), 8)
 
                 def of_dims(
-                    j: Value, _: list[Value], entry: Value = entry, entry_ahead: Value = entry_ahead, part: int = part, place: Value = place
+                    j: Value,
+                    _: list[Value],
+                    entry: Value = entry,
+                    entry_ahead: Value = entry_ahead,
+                    part: int = part,
+                    position_at: Value = position_at,
                 ) -> list[Value]:
                     first_dim = b.mul(j, k.i64(k.lanes))
                     rows = []
@@ -95,9 +91,9 @@ def stage_keys(
                         k.prefetch(b.add(k.load(entry_ahead, I64, KEYS + 8 * i, 8), along))
                         x = load_number(k, item.kv_dtype, b.add(row, along))
                         if hooks.key is not None:
-                            partner = partner_of(k, hooks, item.kv_dtype, row, first_dim, x)
-                            where = Element(k.lane_numbers(b.trunc(first_dim, I32)), k.splat(b.add(place, I32(i))), head32, captured)
-                            x = hooks.key(k, x, partner, where)
+                            partner = partner_of(k, hooks, item.kv_dtype, dims, row, first_dim, x)
+                            d = k.lane_numbers(b.trunc(first_dim, I32))
+                            x = apply(k, hooks.key, element(k, dims, x, partner, d, k.load(position_at, I32, 4 * i), head32), captured)
                         rows.append(x)
                     for i, column in enumerate(transposed(k, rows)):
                         k.store(column, k.index(to, first_dim, 4 * at.PAGE_TOKENS), 4 * (at.PAGE_TOKENS * i + k.lanes * part))
@@ -115,24 +111,22 @@ def stage_keys(
     k.loop(pages, [], point)
 
 
-def stage_values(
-    k: Kit, item: "AttentionItem", table: Value, tokens: Value, out: Value, position: Value, head: Value, captured: Value
-) -> None:
+def stage_values(k: Kit, item: "AttentionItem", table: Value, tokens: Value, out: Value, head: Value, captured: Value) -> None:
     """Values of a block's first `tokens` slots as float32 rows at `out`."""
     size, dims, hooks, b = NUMBER_BYTES[item.kv_dtype], item.value_dims, item.hooks, k.b
 
     def of_token(t: Value, _: list[Value]) -> list[Value]:
         row = k.load(k.index(k.at(table, VALUES), t, 8), I64, 0, 8)
         to = k.index(out, t, 4 * dims)
-        place = k.splat(b.trunc(b.add(position, t), I32))
 
         def of_vector(j: Value, _: list[Value]) -> list[Value]:
             x = load_number(k, item.kv_dtype, k.index(row, j, size * k.lanes))
             if hooks.value is not None:
                 first = b.mul(j, k.i64(k.lanes))
-                partner = partner_of(k, hooks, item.kv_dtype, row, first, x)
-                where = Element(k.lane_numbers(b.trunc(first, I32)), place, b.trunc(head, I32), captured)
-                x = hooks.value(k, x, partner, where)
+                partner = partner_of(k, hooks, item.kv_dtype, dims, row, first, x)
+                position = k.load(k.index(k.at(table, POSITIONS), t, 4), I32)
+                d = k.lane_numbers(b.trunc(first, I32))
+                x = apply(k, hooks.value, element(k, dims, x, partner, d, position, b.trunc(head, I32)), captured)
             k.store(x, k.index(to, j, 4 * k.lanes))
             return []
 

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from headway.kernels.cpu import item_layout as at
 from headway.kernels.cpu.emit import F32, I32, I64, Kit, Value
 
-# one block's addresses in scratch: int64 keys[64] | values[64] | packed key pages[4], float32 key scales[64] | value scales[64]
+# one block in scratch: int64 addresses of keys[64] | values[64] | packed key pages[4], float32 scales of keys[64] | values[64],
+# int32 positions[64]
 KEYS, VALUES, PAGES = 0, 8 * at.BLOCK_TOKENS, 16 * at.BLOCK_TOKENS
 KEY_SCALES = PAGES + 8 * at.BLOCK_TOKENS // at.PAGE_TOKENS
 VALUE_SCALES = KEY_SCALES + 4 * at.BLOCK_TOKENS
-TABLE_BYTES = -(-(VALUE_SCALES + 4 * at.BLOCK_TOKENS) // 64) * 64
+POSITIONS = VALUE_SCALES + 4 * at.BLOCK_TOKENS
+TABLE_BYTES = -(-(POSITIONS + 4 * at.BLOCK_TOKENS) // 64) * 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +37,17 @@ def pool(k: Kit, run: Value, words: int, head: Value) -> Pool:
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """Fills address tables. `packed`: keys come in [dims][16] pages, their addresses go to PAGES. `scales`: int8 pools have them."""
+    """Fills address tables. `packed`: keys come in [dims][16] pages, their addresses go to PAGES. `scales`: int8 pools have them.
+
+    `positions`: int32 position of the first token of each page, None when no hook asks.
+    """
 
     keys: Pool
     values: Pool
     scales: tuple[Pool, Pool] | None
     page_tokens: Value
-    indices: Value
+    pages: Value
+    positions: Value | None
     packed: bool
 
     def fill(self, k: Kit, table: Value, start: Value, low: Value, high: Value) -> None:
@@ -53,7 +59,7 @@ class Walk:
 
         def of_page(values: list[Value]) -> tuple[list[Value], Value]:
             t, page, slot = values
-            number = b.zext(k.load(k.index(self.indices, page, 4), I32), I64)
+            number = b.zext(k.load(k.index(self.pages, page, 4), I32), I64)
             left, room = b.sub(high, t), b.sub(self.page_tokens, slot)
             n = b.select(b.icmp_signed("<", left, room), left, room)
             key, value = self.keys.of(k, number, slot), self.values.of(k, number, slot)
@@ -63,6 +69,9 @@ class Walk:
             self._tokens(k, table, t, n, key, value)
             if self.scales is not None:
                 self._scales(k, table, t, n, [pool.of(k, number, slot) for pool in self.scales])
+            if self.positions is not None:
+                position = b.add(k.load(k.index(self.positions, page, 4), I32), b.trunc(slot, I32))
+                self._positions(k, table, t, n, position)
             return [b.add(t, n), b.add(page, k.i64(1)), k.i64(0)], b.icmp_signed("<", b.add(t, n), high)
 
         k.do_while([low, page, slot], of_page)
@@ -93,6 +102,15 @@ class Walk:
 
         k.loop(n, sources, body)
 
+    def _positions(self, k: Kit, table: Value, t: Value, n: Value, first: Value) -> None:
+        where = k.index(k.at(table, POSITIONS), t, 4)
+
+        def body(i: Value, _: list[Value]) -> list[Value]:
+            k.store(k.b.add(first, k.b.trunc(i, I32)), k.index(where, i, 4))
+            return []
+
+        k.loop(n, [], body)
+
     def _dead(self, k: Kit, table: Value, low: Value, high: Value) -> None:
         b = k.b
 
@@ -109,6 +127,8 @@ class Walk:
         columns = [(VALUES, 8)] if self.packed else [(KEYS, 8), (VALUES, 8)]
         if self.scales is not None:
             columns += [(KEY_SCALES, 4), (VALUE_SCALES, 4)]
+        if self.positions is not None:
+            columns.append((POSITIONS, 4))
 
         def both() -> None:
             for base, size in columns:
