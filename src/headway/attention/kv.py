@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 from headway.core.errors import ConfigError
 from headway.kernels.cpu.memory import Arena
 
-KINDS = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "bf16": np.dtype(np.uint16), "int8": np.dtype(np.int8)}
+KINDS: dict[str, np.dtype[Any]] = {
+    "f32": np.dtype(np.float32),
+    "f16": np.dtype(np.float16),
+    "bf16": np.dtype(np.uint16),
+    "int8": np.dtype(np.int8),
+}
 LAYOUTS = ("NHD", "HND", "packed")
 PACKED_TOKENS = 16
 Array = NDArray[Any]
@@ -136,7 +141,7 @@ class PagedKV:
 
     @staticmethod
     def ragged(k: Any, v: Any, page_tokens: int, *, layout: str = "NHD", dtype: str | None = None) -> "PagedKV":
-        """Ragged rows `[tokens, heads, D]` (NHD) or `[heads, tokens, D]` (HND) seen as pages; tokens beyond the last whole page need P = 1."""
+        """Ragged rows `[tokens, heads, D]` (NHD) or `[heads, tokens, D]` (HND) seen as whole pages, without a copy."""
         arrays = []
         for x in (as_array(k), as_array(v)):
             axis = 0 if layout == "NHD" else 1
