@@ -53,7 +53,7 @@ def _same(x: Any, y: Any) -> bool:
 
 def _apart(graph: Graph, defaults: Mapping[str, Any], taken: Mapping[str, Any], names: set[str]) -> tuple[Graph, dict[str, Any]]:
     """Rename captured defaults that clash with other values of the same name: `window(4) | window(8)` reads two scalars."""
-    fresh = {}
+    fresh: dict[str, str] = {}
     for name in defaults:
         if name in names and not (name in taken and _same(taken[name], defaults[name])):
             n = 2
