@@ -23,7 +23,7 @@ from headway.kernels.cpu.plan_layout import H_GENERATION, H_TOKENS, SLOT_ALIGN
 
 _SIGNATURES = {"plan": "int64(int64)", "classify": "int64(int64,int64,int64)"}
 SMALL_TILE_ROWS, LARGE_TILE_ROWS = 16, 64  # packed rows of a query tile (specs/attention.md 5.1)
-SHARES = 4.0  # balanced mode cuts towards items of a worker's share / SHARES
+SHARES = 8.0  # balanced mode cuts towards items of a worker's share / SHARES: makespan within 5 % up to 264 workers
 CHUNK_S = 100e-6  # longest decode item in balanced mode: what a preempted thread delays
 
 
@@ -110,7 +110,7 @@ class Planner:
         self._floats = self._words.view(np.float64)
         self._address = int(self._words.ctypes.data)
         self._box = self._address + 8 * w.PARAMETER_WORDS
-        self._table: BlockSparse | None = None
+        self.table: BlockSparse | None = None
         words = self._words
         words[w.W_KV_HEADS], words[w.W_GROUP], words[w.W_WORKERS] = kv_heads, self.group, workers
         words[w.W_SMALL_TILE], words[w.W_LARGE_TILE] = SMALL_TILE_ROWS, LARGE_TILE_ROWS
@@ -120,9 +120,11 @@ class Planner:
             words[w.W_CODE], words[w.W_CODE_LENGTH] = self.code.code.ctypes.data, len(self.code.code)
             words[w.W_VALUES], words[w.W_BUFFERS] = self.code.values.ctypes.data, self.code.buffers.ctypes.data
         self._scratch = np.zeros(0, np.uint8)
-        self._set_law(law)
+        self.set_law(law)
 
-    def _set_law(self, law: AttentionLaw) -> None:
+    def set_law(self, law: AttentionLaw) -> None:
+        """Price and balance further plans by this law."""
+        self.law = law
         self._floats[w.W_ITEM_S], self._floats[w.W_TOKEN_S] = law.item_s, law.token_s
         self._floats[w.W_PAIR_S], self._floats[w.W_MERGE_S] = law.pair_s, law.merge_s
         self._floats[w.W_CHUNK_S], self._floats[w.W_SHARES] = CHUNK_S, SHARES
@@ -156,7 +158,7 @@ class Planner:
         self._words[w.W_POSITION] = 0 if table.page_position is None else table.page_position.ctypes.data
         self._words[w.W_REQUESTS], self._words[w.W_ROWS] = table.requests, table.rows
         self._words[w.W_PAGE_TOKENS], self._words[w.W_OVERLAPPING] = table.page_tokens, table.overlapping
-        self._table = table
+        self.table = table
 
     def plan(
         self, qo_indptr: NDArray[np.int32], table: BlockSparse, split_tokens: int | None | bool = None, into: PlanBuffer | None = None
@@ -170,7 +172,7 @@ class Planner:
             raise ConfigError("`into` is a buffer of another Attention: take one from attention.buffer()")
         if qo_indptr.dtype != np.int32:
             raise TypeError(f"qo_indptr is {qo_indptr.dtype}; index arrays are int32: convert it with .astype(np.int32)")
-        if table is not self._table:
+        if table is not self.table:
             self._bind_table(table)
         if qo_indptr.shape != (len(table.sequence_tokens) + 1,) or not qo_indptr.flags.c_contiguous:
             raise ConfigError(f"qo_indptr has shape {qo_indptr.shape}; {table.requests} requests need a contiguous [{table.requests + 1}]")
