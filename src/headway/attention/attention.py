@@ -1,4 +1,4 @@
-"""Attention: one head geometry and variant, compiled once; `plan` decides a step, `run` executes it for every layer. The room's front door."""
+"""Attention: one head geometry and variant, compiled once; `plan` decides a step, `run` executes it for every layer."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -171,7 +171,8 @@ class Attention:
     def _check(self, q: Array, kv: PagedKV) -> None:
         if q.ndim != 3 or q.shape[1:] != (self.heads, self.head_dim_qk) or q.dtype != KINDS[self.q_dtype] or q.strides[2] != q.itemsize:
             raise ConfigError(
-                f"q is {q.dtype} {q.shape}; this attention takes {self.q_dtype} [tokens, {self.heads}, {self.head_dim_qk}], last axis contiguous"
+                f"q is {q.dtype} {q.shape}; this attention takes {self.q_dtype} [tokens, {self.heads}, {self.head_dim_qk}], "
+                f"last axis contiguous"
             )
         mine = (self.kv_heads, self.head_dim_qk, self.head_dim_vo, self.kv_dtype, self.layout)
         theirs = (kv.kv_heads, kv.head_dim_qk, kv.head_dim_vo, kv.dtype, "packed" if kv.layout == "packed" else "rows")

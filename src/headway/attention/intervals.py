@@ -75,7 +75,7 @@ def compile_intervals(graph: Graph) -> IntervalCode:
                 scalars.append((i, str(n.value)))
         elif n.op == "load":
             operation = f"load{len(args)}"
-            args = [*args, 0][:2] + [names.index(str(n.value))]
+            args = [*[*args, 0][:2], names.index(str(n.value))]
         elif n.op == "cast":
             operation = "trunc" if n.dtype == "i32" and graph.nodes[n.args[0]].dtype == "f32" else "copy"
         elif (n.op in ("and", "or") and n.dtype == "i32") or n.op not in w.OPERATION:

@@ -31,7 +31,8 @@ def _load(name: str) -> Callable[[], tuple[Callable[..., Any], str]]:
     def load() -> tuple[Callable[..., Any], str]:
         from headway.kernels.cpu import intervals_loop, plan_loop
 
-        return {"plan": plan_loop.plan, "classify": intervals_loop.classify}[name], _SIGNATURES[name]
+        functions: dict[str, Callable[..., Any]] = {"plan": plan_loop.plan, "classify": intervals_loop.classify}
+        return functions[name], _SIGNATURES[name]
 
     return load
 
@@ -161,7 +162,7 @@ class Planner:
         self.table = table
 
     def plan(
-        self, qo_indptr: NDArray[np.int32], table: BlockSparse, split_tokens: int | None | bool = None, into: PlanBuffer | None = None
+        self, qo_indptr: NDArray[np.int32], table: BlockSparse, split_tokens: int | bool | None = None, into: PlanBuffer | None = None
     ) -> Plan:
         """`qo_indptr` int32 [requests + 1]. `split_tokens`: None balances, n cuts at multiples of n, False does not split.
 
@@ -207,7 +208,7 @@ class Planner:
             words[w.W_SCRATCH], words[w.W_SCRATCH_BYTES] = self._scratch.ctypes.data, len(self._scratch)
 
 
-def _split_mode(split_tokens: int | None | bool) -> int:
+def _split_mode(split_tokens: int | bool | None) -> int:
     if split_tokens is None:
         return 0
     if split_tokens is False:

@@ -102,9 +102,13 @@ def fit(points: Sequence[AttentionPoint], head_dims: int, *, made_by: str = "") 
     every = np.arange(len(points))
     held = every[2::3]
     ratios = seconds[held] / (table[held] @ solve(np.setdiff1d(every, held)))
-    c = solve(every)
+    call_s, item_s, token_s, pair_s, merge_s = map(float, solve(every))
     return AttentionLaw(
-        *map(float, c),
+        call_s,
+        item_s,
+        token_s,
+        pair_s,
+        merge_s,
         head_dims,
         p95_ratio=float(max(1.0, np.quantile(ratios, 0.95))),
         error=float(np.median(np.abs(1 / ratios - 1))),
