@@ -1,4 +1,4 @@
-"""BlockSparse: which kept tokens each query attends to, as rows of page numbers over one pool. Every KV format differs only in these arrays.
+"""BlockSparse: which kept tokens each query attends to, as rows of page numbers over one pool: every KV format in the same arrays.
 
 A *table row* serves some query tokens of one request (or of several that share a prefix) for one kv head or all. Its slot i is token
 i % page_tokens of page[row_page[r] + i // page_tokens]; positions in the sequence ascend along a row (arXiv 2501.01005, section 3.1).
@@ -137,7 +137,7 @@ class BlockSparse:
     # ---- several rows a request
     @staticmethod
     def from_bsr(indptr: ArrayLike, indices: ArrayLike, q_tokens: int, kv_tokens: int, r: int, c: int) -> "BlockSparse":
-        """One sequence of `q_tokens` queries over `kv_tokens` keys stored densely, in blocks of r x c; indices ascend inside a block row."""
+        """One sequence: `q_tokens` queries over `kv_tokens` dense keys in blocks of r x c; indices ascend inside a block row."""
         row_page, page = _int32(indptr, "indptr"), _int32(indices, "indices")
         rows = -(-q_tokens // r)
         if len(row_page) != rows + 1:

@@ -79,7 +79,7 @@ class PagedKV:
 
     `layout`: NHD | HND | packed. `dtype`: f32 | f16 | bf16 (uint16 bits) | int8, by default the arrays' own (uint16 = bf16). int8 needs
     `k_scale` and `v_scale`, float32 `[pages, heads, P]`. 3-D arrays are pages of one token.
-    Addresses `k_address`, `v_address`; byte strides `k_strides`, `v_strides` = (page, head, token); packed has token stride 0.
+    Addresses `k_address`, `v_address`; byte strides `k_strides`, `v_strides` = (page, head, token); the token stride of packed keys is that of a dimension.
     """
 
     def __init__(self, k: Any, v: Any, *, layout: str = "NHD", dtype: str | None = None, k_scale: Any = None, v_scale: Any = None) -> None:
@@ -106,7 +106,7 @@ class PagedKV:
         k, v = self.k.shape, self.v.shape
         self.pages = k[0]
         if self.layout == "packed":
-            same = k[:2] == v[:2] and k[3] == v[2] == PACKED_TOKENS and self.dtype != "int8"
+            same = k[:2] == v[:2] and k[3] == v[2] == PACKED_TOKENS
             self.kv_heads, self.page_tokens, self.head_dim_qk = k[1], PACKED_TOKENS, k[2]
         else:
             same = k[:3] == v[:3]
@@ -118,7 +118,7 @@ class PagedKV:
 
     def _strides(self, x: Array) -> tuple[int, int, int]:
         s = x.strides
-        return (s[0], s[2], s[1]) if self.layout == "NHD" else (s[0], s[1], 0 if self.layout == "packed" else s[2])
+        return (s[0], s[2], s[1]) if self.layout == "NHD" else (s[0], s[1], s[2])
 
     def _scales(self, scale: Any, name: str) -> NDArray[np.float32] | None:
         wanted = (self.pages, self.kv_heads, self.page_tokens)
@@ -210,7 +210,7 @@ class PagedKV:
     @property
     def token_bytes(self) -> int:
         """Bytes of one token of one kv head, keys and values, without scales."""
-        return (self.head_dim_qk + self.head_dim_vo) * KINDS[self.dtype].itemsize
+        return int((self.head_dim_qk + self.head_dim_vo) * self.k.itemsize)
 
     def run_bytes(self, pages: Array) -> float:
         """Mean length in bytes of contiguous key memory of one head over a list of page numbers: what decides the read bandwidth."""
