@@ -79,7 +79,8 @@ class PagedKV:
 
     `layout`: NHD | HND | packed. `dtype`: f32 | f16 | bf16 (uint16 bits) | int8, by default the arrays' own (uint16 = bf16). int8 needs
     `k_scale` and `v_scale`, float32 `[pages, heads, P]`. 3-D arrays are pages of one token.
-    Addresses `k_address`, `v_address`; byte strides `k_strides`, `v_strides` = (page, head, token); the token stride of packed keys is that of a dimension.
+    Addresses `k_address`, `v_address`; byte strides `k_strides`, `v_strides` = (page, head, token). Packed keys have no token stride: the
+    third is a dimension's.
     """
 
     def __init__(self, k: Any, v: Any, *, layout: str = "NHD", dtype: str | None = None, k_scale: Any = None, v_scale: Any = None) -> None:
@@ -191,6 +192,8 @@ class PagedKV:
 
     def with_page_tokens(self, page_tokens: int) -> "PagedKV":
         """The same memory in smaller pages: page p becomes pages p * n .. p * n + n - 1. How single tokens of a pool are addressed."""
+        if page_tokens == self.page_tokens:
+            return self
         n, rest = divmod(self.page_tokens, page_tokens)
         if rest or self.layout == "packed" or self.dtype == "int8":
             raise ConfigError(
@@ -198,7 +201,7 @@ class PagedKV:
             )
         arrays = []
         for x, (page, head, token) in ((self.k, self.k_strides), (self.v, self.v_strides)):
-            if n > 1 and page != token * self.page_tokens:
+            if page != token * self.page_tokens:
                 raise ConfigError("tokens of neighbouring pages are not equally far apart here: use NHD or head-major pages")
             sizes = {"page": self.pages * n, "token": page_tokens, "head": self.kv_heads}
             strides = {"page": token * page_tokens, "token": token, "head": head}
