@@ -25,9 +25,9 @@ def limits(repeat: int) -> list[Row]:
         ways: list[list[float]] = [[] for _ in range(reader.ways)]
         ours = []
         for i in range(repeat * decode.steps):
-            ours.append(cpu_s(lambda i=i: decode.run(i)))  # type: ignore[misc]
+            ours.append(cpu_s(decode.run, i))
             for way, times in enumerate(ways):
-                times.append(cpu_s(lambda i=i, way=way: reader.read(i + 1, way)))  # type: ignore[misc]
+                times.append(cpu_s(reader.read, i + 1, way))
         limit = min(ways, key=median)
         speed = [decode.bytes / t / 1e9 for t in ours]
         row = ratio_row("attention", f"decode {dtype}: GB/s of KV, limit", speed, [decode.bytes / t / 1e9 for t in limit], "GB/s")
@@ -50,7 +50,7 @@ def compared(
     times: tuple[list[float], list[float]] = ([], [])
     for i in range(repeat):
         for work, into in zip((one, other), times, strict=True):
-            into.append(cpu_s(lambda work=work, i=i: work(i)) * 1e3)  # type: ignore[misc]
+            into.append(cpu_s(work, i) * 1e3)
     return judged(ratio_row("attention", case, *times, "ms"), goal, least, most)
 
 
@@ -82,19 +82,21 @@ def prefill_alone() -> list[Row]:
     return rows
 
 
-def against_torch(python: Path, repeat: int) -> list[Row]:
+def against_torch(python: Path, repeat: int, peers: str) -> list[Row]:
     rows = []
     with Contender("torch", [str(python), str(Path(__file__).parent / "peer_torch.py")], {"OMP_NUM_THREADS": "1"}) as torch:
 
-        def line(case: str, ours: Callable[[int], object], goals: dict[str, float], **question: str | int) -> None:
+        def line(name: str, ours: Callable[[int], object], goals: dict[str, float], **question: str | int) -> None:
             for peer, goal in goals.items():
+                if peers not in peer:
+                    continue
                 mine: list[float] = []
                 theirs: list[float] = []
                 for i in range(repeat):
-                    mine.append(1e3 * min(cpu_s(lambda i=i, j=j: ours(2 * i + j)) for j in range(2)))  # type: ignore[misc]
+                    mine.append(1e3 * min(cpu_s(ours, 2 * i + j) for j in range(2)))
                     answer: Sequence[float] = torch.ask(peer=peer, repeat=2, **question)["seconds"]  # type: ignore[assignment]
                     theirs.append(1e3 * min(answer))
-                row = ratio_row("attention", f"{case}, {peer} / ours", theirs, mine, "ms", peer_version=torch.version)
+                row = ratio_row("attention", f"{name}, {peer} / ours", theirs, mine, "ms", peer_version=torch.version)
                 rows.append(judged(row, f">= {goal}", goal))
                 print(f"  {rows[-1].case}: {row.ours:.2f} / {row.peer:.2f} ms = {row.ratio:.2f}", flush=True)
 
@@ -102,11 +104,11 @@ def against_torch(python: Path, repeat: int) -> list[Row]:
             decode = Decode(dtype)
             line(f"decode {dtype} 16 x 1024", decode.run, {"sdpa": 1.0, "flex": goal}, case="decode", dtype=dtype, batch=16, tokens=1024)
         for dtype, goal in (("f32", 1.0), ("bf16", 1.2)):
-            for tokens in (1024, 4096):
+            for tokens in (1024, 2048, 4096):
                 work = Prefill(dtype, tokens)
                 line(
                     f"prefill {dtype} {tokens}",
-                    lambda _, work=work: work.run(),  # type: ignore[misc]
+                    work.run,
                     {"sdpa": goal, "flex": goal},
                     case="prefill",
                     dtype=dtype,
@@ -118,6 +120,7 @@ def against_torch(python: Path, repeat: int) -> list[Row]:
 def main() -> int:
     arguments = parser("Attention against the read limit and torch")
     arguments.add_argument("--only", default="", help="limits, variants, sparsity, prefill or torch")
+    arguments.add_argument("--peer", default="", help="sdpa or flex; without, both (flex compiles for a minute)")
     arguments.add_argument("--repeat", type=int, default=3)
     chosen = arguments.parse_args()
     machine = header("attention")
@@ -129,7 +132,7 @@ def main() -> int:
     }
     python = peers_python()
     if python is not None:
-        parts["torch"] = lambda: against_torch(python, chosen.repeat)
+        parts["torch"] = lambda: against_torch(python, chosen.repeat, chosen.peer)
     rows = [row for name, part in parts.items() if chosen.only in name for row in part()]
     return finish(rows, machine, chosen.json)
 

@@ -19,10 +19,10 @@ POOL_BYTES = 320 << 20
 NUMBERS = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16, "int8": np.int8}
 
 
-def cpu_s(work: Callable[[], object]) -> float:
-    """CPU seconds of this thread."""
+def cpu_s(work: Callable[..., object], *arguments: int) -> float:
+    """CPU seconds of this thread for work(*arguments)."""
     before = time.thread_time_ns()
-    work()
+    work(*arguments)
     return (time.thread_time_ns() - before) / 1e9
 
 
@@ -127,5 +127,5 @@ class Prefill:
         self.plan = self.attention.plan(np.array([0, tokens], np.int32), table)
         self.flops = 4 * heads * dims * (tokens * (tokens + 1) // 2)
 
-    def run(self) -> None:
+    def run(self, _: int = 0) -> None:
         self.attention.run(self.plan, self.q, self.kv, self.out, self.lse)
