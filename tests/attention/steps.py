@@ -166,7 +166,7 @@ class Step:
         outs, lses, first = [], [], 0
         for r, (queries, keys) in enumerate(self.lengths):
             q = self.want_q[first : first + queries]
-            o, l = np.zeros((queries, g.heads, g.value_dims)), np.full((queries, g.heads), -np.inf)
+            o, logs = np.zeros((queries, g.heads, g.value_dims)), np.full((queries, g.heads), -np.inf)
             positions, slots = keys - queries + np.arange(queries)[:, None], np.arange(keys)[None]
             for h in range(g.heads):
                 s = q[:, h] @ self.k[r][:, h // g.group].T / np.sqrt(g.dims)
@@ -180,9 +180,9 @@ class Step:
                     d = w.sum(1)
                     with np.errstate(divide="ignore", invalid="ignore"):
                         o[:, h] = np.where(d[:, None] > 0, (w @ self.v[r][:, h // g.group]) / d[:, None], 0)
-                        l[:, h] = np.where(d > 0, top + np.log(d), -np.inf)
+                        logs[:, h] = np.where(d > 0, top + np.log(d), -np.inf)
             outs.append(o)
-            lses.append(l)
+            lses.append(logs)
             first += queries
         return np.concatenate(outs), np.concatenate(lses)
 

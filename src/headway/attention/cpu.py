@@ -21,6 +21,7 @@ from headway.kernels.cpu import item_layout as at
 from headway.kernels.cpu import plan_layout
 from headway.kernels.cpu.attention_loop import AttentionItems, AttentionMerges
 from headway.kernels.cpu.attention_state import AttentionFinish, AttentionMerge
+from headway.kernels.cpu.compile import Kernel
 from headway.kernels.cpu.emit import LOG2E
 from headway.kernels.cpu.isa import Isa
 from headway.kernels.cpu.item import AttentionItem, KvLayout, state_bytes
@@ -129,7 +130,7 @@ class CpuAttention:
         ]
         finish, merge = AttentionFinish(g.out_dtype, g.value_dims, self.hooks), AttentionMerge(g.value_dims, self.hooks.softmax)
         loops = (AttentionItems(), AttentionMerges())
-        self.kernels = (*items, finish, merge, *loops)
+        self.kernels: tuple[Kernel, ...] = (*items, finish, merge, *loops)
         self.objects = objects or ObjectCache(kernels_dir(), self.isa)
         self._linked = Linked(list(self.objects.kernels(self.kernels).values()))
         states = max(item.padded_rows(self.isa, self.tile_rows) for item in items) * state_bytes(self.isa, g.value_dims)
@@ -138,10 +139,14 @@ class CpuAttention:
         partials = partial_rows * g.group * state_bytes(self.isa, g.value_dims)
         captured = print_llvm.ENTRY_BYTES * (len(variant.captured) if variant else 0)
         self._arena = Arena(8 * at.RUN_WORDS + partials + threads * per_thread + captured + 4096)
-        self._run = self._arena.take(8 * at.RUN_WORDS, np.int64)
+        run = self._arena.take(8 * at.RUN_WORDS, np.int64)
+        self._run_at = address(run)
+        self._words = (ctypes.c_int64 * at.RUN_WORDS).from_address(self._run_at)  # ctypes: an item costs a quarter of NumPy's
         self._captured = self._arena.take(captured + 32, np.int64)
         self.threads = threads
         self._checked = (0, 0)
+        self._header: Any = None
+        self._kv: KvAddresses | None = None
         entry = self._linked.address
         self._set(
             {
@@ -159,13 +164,13 @@ class CpuAttention:
             }
         )
         kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
-        self._loops = [kind(entry(loop.symbol)) for loop in loops]
-        self._call = TeamCall([entry(loop.symbol) for loop in loops], address(self._run))
+        self._items, self._merges = (kind(entry(loop.symbol)) for loop in loops)
+        self._call = TeamCall([entry(loop.symbol) for loop in loops], self._run_at)
         self._held: list[Any] = []
 
     def _set(self, words: dict[int, int]) -> None:
         for word, value in words.items():
-            self._run[word] = value
+            self._words[word] = value
 
     def bind(self, captured: dict[str, Any], sm_scale: float | None = None, v_scale: float = 1.0, k_scale: float = 1.0) -> None:
         """Set scales and captured values (Variant.values); arrays are read in place until the next `bind`."""
@@ -206,32 +211,40 @@ class CpuAttention:
         Raises CapacityError when an item of the plan has more rows than this object has memory for.
         """
         self._check(plan)
-        run = self._run
-        run[at.RUN_PLAN] = plan
-        run[at.RUN_Q : at.RUN_Q + 3] = q
-        run[at.RUN_OUT : at.RUN_OUT + 3] = out
-        run[at.RUN_LSE : at.RUN_LSE + 3] = lse
-        run[at.RUN_PAGE_TOKENS] = kv.page_tokens
-        pools = ((at.RUN_K, kv.keys), (at.RUN_V, kv.values), (at.RUN_KS, kv.key_scales), (at.RUN_VS, kv.value_scales))
-        for word, pool in pools:
-            if pool is not None:
-                run[word : word + 4] = (pool.address, pool.page_bytes, pool.head_bytes, pool.slot_bytes)
-        run[at.RUN_ITEM_CURSOR] = 0
-        run[at.RUN_MERGE_CURSOR] = 0
-        if team is None or team.n_threads == 1:
-            for loop in self._loops:
-                loop(address(run), 0, 0)
-        else:
+        words = self._words
+        words[at.RUN_PLAN] = plan
+        words[at.RUN_Q], words[at.RUN_Q_TOKEN_BYTES], words[at.RUN_Q_HEAD_BYTES] = q
+        words[at.RUN_OUT], words[at.RUN_OUT_TOKEN_BYTES], words[at.RUN_OUT_HEAD_BYTES] = out
+        words[at.RUN_LSE], words[at.RUN_LSE_TOKEN_BYTES], words[at.RUN_LSE_HEAD_BYTES] = lse
+        if kv is not self._kv:
+            self._use(kv)
+        words[at.RUN_ITEM_CURSOR] = 0
+        words[at.RUN_MERGE_CURSOR] = 0
+        if team is not None and team.n_threads > 1:
             if team.n_threads > self.threads:
                 raise CapacityError(
-                    f"a team of {team.n_threads} threads runs an attention built for {self.threads}: build it with workers={team.n_threads}",
+                    f"a team of {team.n_threads} threads runs an attention built for {self.threads}: build it for as many workers",
                     needed=team.n_threads,
                     capacity=self.threads,
                 )
             self._call.run(team)
+            return
+        self._items(self._run_at, 0, 0)
+        if self._header[plan_layout.H_MERGES]:
+            self._merges(self._run_at, 0, 0)
+
+    def _use(self, kv: KvAddresses) -> None:
+        self._words[at.RUN_PAGE_TOKENS] = kv.page_tokens
+        pools = ((at.RUN_K, kv.keys), (at.RUN_V, kv.values), (at.RUN_KS, kv.key_scales), (at.RUN_VS, kv.value_scales))
+        for word, pool in pools:
+            if pool is not None:
+                self._words[word : word + 4] = [pool.address, pool.page_bytes, pool.head_bytes, pool.slot_bytes]
+        self._kv = kv
 
     def _check(self, plan: int) -> None:
-        words = (ctypes.c_int32 * plan_layout.HEADER_WORDS).from_address(plan)
+        if plan != self._checked[0]:
+            self._header = (ctypes.c_int32 * plan_layout.HEADER_WORDS).from_address(plan)
+        words = self._header
         seen = (plan, words[plan_layout.H_GENERATION])
         if seen == self._checked:
             return

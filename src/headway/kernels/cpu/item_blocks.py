@@ -228,6 +228,9 @@ def add_values(
     vectors = dims // k.lanes
     columns = columns_for(k.isa, rows, vectors, 8)
     size = NUMBER_BYTES[dtype]
+    # tokens are taken by groups; weights of dead slots are zero and their addresses are live
+    unroll = min(8, 1 << (vectors // columns).bit_length() - 1)
+    groups_of_tokens = k.b.udiv(k.b.add(tokens, k.i64(unroll - 1)), k.i64(unroll))
 
     def of_rows(weights: Value, factors: Value | None, states: Value, prefetch: bool) -> None:
         def of_columns(c: Value, _: list[Value]) -> list[Value]:
@@ -241,23 +244,27 @@ def add_values(
                     part = [k.b.fmul(p, factor) for p in part]
                 start += part
 
-            def of_token(t: Value, sums: list[Value]) -> list[Value]:
-                row_at = k.b.add(values(t), along)
-                weight_at = k.index(weights, t, 4)
-                if prefetch:
-                    coming = k.b.add(k.load(k.index(k.at(ahead, VALUES), t, 8), I64, 0, 8), along)
-                    for line in range(0, size * k.lanes * columns, 64):
+            def of_tokens(i: Value, sums: list[Value]) -> list[Value]:
+                first = k.b.mul(i, k.i64(unroll))
+                weight_at = k.index(weights, first, 4)
+                if prefetch:  # one row of the next block: together all column blocks fetch every row, line after line
+                    number = k.b.add(k.b.mul(c, k.i64(at.BLOCK_TOKENS // unroll)), i)
+                    coming = k.load(k.index(k.at(ahead, VALUES), number, 8), I64, 0, 8)
+                    for line in range(0, size * dims, 64):
                         k.prefetch(coming, line)
+                for u in range(unroll):
+                    row_at = k.b.add(values(k.at(first, u)), along)
 
-                def row(r: int) -> Load:
-                    return lambda _: k.splat_f32(weight_at, 4 * at.BLOCK_TOKENS * r)
+                    def row(r: int, u: int = u) -> Load:
+                        return lambda _: k.splat_f32(weight_at, 4 * (at.BLOCK_TOKENS * r + u))
 
-                def value(v: int) -> Load:
-                    return lambda _: load_number(k, dtype, row_at, size * k.lanes * v)
+                    def value(v: int, row_at: Value = row_at) -> Load:
+                        return lambda _: load_number(k, dtype, row_at, size * k.lanes * v)
 
-                return outer(k, [row(r) for r in range(rows)], [value(v) for v in range(columns)], sums)
+                    sums = outer(k, [row(r) for r in range(rows)], [value(v) for v in range(columns)], sums)
+                return sums
 
-            sums = k.loop(tokens, start, of_token)
+            sums = k.loop(groups_of_tokens, start, of_tokens)
             for r in range(rows):
                 for v in range(columns):
                     k.store(sums[r * columns + v], out, state_bytes * r + 4 * k.lanes * v)

@@ -10,7 +10,7 @@ from headway.kernels.cpu.team import MAX_THREADS, Team
 
 
 class TeamCall:
-    """A program of one operation a kernel. Each is called as kernel(argument, chunk, thread) by at most every thread once; a barrier follows."""
+    """A program of one operation a kernel, each followed by a barrier. Threads call kernel(argument, chunk, thread); chunks = threads."""
 
     def __init__(self, kernels: Sequence[int], argument: int) -> None:
         n = len(kernels)
