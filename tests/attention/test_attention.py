@@ -229,7 +229,7 @@ def test_two_machines_with_half_the_pages_each_give_the_whole_answer() -> None:
 def test_bits_do_not_depend_on_threads_runs_or_neighbours() -> None:
     d = draw(13, [(1, 700), (1, 33), (40, 300), (1, 512)], heads=8, kv_heads=2, dims=64)
     a = built(d, VARIANTS["causal"], workers=3)
-    cache = ObjectCache(a._cpu.objects.directory, isa.select()) if a._cpu else None
+    cache = ObjectCache(a.cpu.objects.directory, isa.select()) if a.cpu else None
     assert cache is not None
     plan = a.plan(d.qo_indptr, d.table)
     first = a.run(plan, d.q, d.kv)
