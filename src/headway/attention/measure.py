@@ -51,7 +51,7 @@ class Shape:
             mask=causal,
             max_requests=64,
             max_q_tokens=1024,
-            max_pages=self.pages,
+            max_pages=16384,
             workers=workers,
             law=law,
         )
@@ -137,7 +137,7 @@ def calibrate(shape: Shape, *, quick: bool = False, progress: Callable[[str], No
         points.append(watch.point(lengths))
         progress(f"{len(lengths)} requests, {sum(kv for _, kv in lengths)} kv tokens: {points[-1].seconds * 1e6:.0f} us")
     law = fit(points, 2 * shape.head_dim, made_by="headway attention calibrate")
-    runs = []
+    runs: list[tuple[float, float]] = []
     lengths = [(1, 2048)] * 16
     for n in RUN_PAGES:
         plan, seconds = watch.measure(lengths, n)

@@ -56,9 +56,8 @@ def _bench(args: "Namespace") -> int:
     shape = Shape(*_heads(args), args.head_dim, args.kv_dtype, args.q_dtype, args.layout)
     watch = Stopwatch(shape)
     machine = machine_fingerprint()
-    print(
-        f"{machine.get('cpu', 'this CPU')}; {args.heads} heads of {args.head_dim}, q {args.q_dtype}, kv {args.kv_dtype}, 1 thread, cold pages"
-    )
+    print(f"{machine.get('cpu', 'this CPU')}, 1 thread, cold pages in random order")
+    print(f"{args.heads} heads of {args.head_dim}, q {args.q_dtype}, kv {args.kv_dtype}, {args.layout}")
     print(f"{'step':<26}{'ms':>9}{'GB/s':>8}{'GFLOP/s':>9}{'ns/token/head':>15}{'predicted':>11}")
     steps = [(f"decode {b} x {kv}", [(1, kv)] * b) for b, kv in ((1, 4096), (16, 1024), (64, 512), (16, 4096))]
     steps += [(f"prefill {q} of {kv}", [(q, kv)]) for q, kv in ((64, 2048), (512, 512), (1024, 1024))]

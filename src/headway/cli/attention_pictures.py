@@ -119,8 +119,8 @@ def gantt(
         bars[item.worker].append((item.row, cost))
     longest = max(float(loads.max()), 1e-12)
     out = [
-        f"{len(plan.items)} items of {len(lengths)} requests, {plan.count(at.H_MERGES)} merges; {plan.kv_bytes / 1e6:.1f} MB of keys and values, "
-        f"{plan.flops / 1e6:.0f} MFLOP",
+        f"{len(plan.items)} items of {len(lengths)} requests, {plan.count(at.H_MERGES)} merges; "
+        f"{plan.kv_bytes / 1e6:.1f} MB of keys and values, {plan.flops / 1e6:.0f} MFLOP",
         f"predicted {plan.predicted_s * 1e3:.3f} ms (p95 {plan.predicted_p95_s * 1e3:.3f} ms) by the {law.made_by} law; "
         f"makespan {longest / (loads.sum() / workers):.3f} of ideal",
     ]
