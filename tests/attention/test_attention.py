@@ -321,6 +321,8 @@ def test_what_does_not_fit_is_refused_with_its_value() -> None:
         a.run(plan, d.q, d.kv, out=np.zeros((1, 4, 16), np.float32))
     with pytest.raises(TypeError, match="int64"):
         a.plan(np.array([0, 1]), d.table)
+    with pytest.raises(ConfigError, match="never fall"):
+        a.plan([1, 1], d.table)
     with pytest.raises(ConfigError, match="multiple of 16"):
         a.plan(d.qo_indptr, d.table, split_tokens=24)
     with pytest.raises(ConfigError, match="do not divide evenly"):

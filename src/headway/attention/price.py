@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from headway.core.errors import ConfigError
-from headway.core.law_fit import nnls
 from headway.core.paths import laws_dir
 from headway.kernels.cpu.isa import select
 from headway.kernels.cpu.objects import code_key
@@ -112,6 +111,8 @@ def fit(points: Sequence[AttentionPoint], head_dims: int, *, made_by: str = "") 
     """
     if len(points) < 9 or any(p.seconds <= 0 for p in points):
         raise ConfigError(f"{len(points)} points with positive seconds cannot fit five coefficients: measure at least 9")
+    from headway.core.law_fit import nnls  # not needed to read a law: it costs a second process 20 ms
+
     table = np.array([[1, p.items, p.kv_tokens, p.pairs, p.merge_parts] for p in points], np.float64)
     seconds = np.array([p.seconds for p in points])
 
