@@ -14,7 +14,7 @@ from headway.attention.kv import PagedKV
 from headway.attention.plan import PlanCapacityError, StalePlanError
 from headway.attention.state import State, merge
 from headway.attention.trace import tanh
-from headway.attention.variant import Mask, Variant, variant
+from headway.attention.variant import Mask, Variant
 from headway.core.errors import ConfigError
 from headway.kernels.cpu import isa
 from headway.kernels.cpu.objects import ObjectCache
@@ -267,7 +267,7 @@ def test_batch_invariant_mode_gives_a_request_the_same_bits_in_any_batch(others:
 # ---- the interface
 def test_outputs_and_captured_values_are_used_in_place() -> None:
     d = draw(16, [(1, 40), (1, 9)])
-    a = built(d, variant(lambda score, *, h, bias: score + bias[h]))
+    a = built(d, Variant(lambda score, *, h, bias: score + bias[h]))
     plan = a.plan(d.qo_indptr, d.table)
     o, lse, bias = np.empty((2, 4, 32), np.float32), np.empty((2, 4), np.float32), np.zeros(4, np.float32)
     captured = {"bias": bias}
