@@ -12,7 +12,7 @@ from llvmlite import ir
 
 from headway.kernels.cpu.isa import Isa
 
-I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+I1, I8, I16, I32, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 F16, F32, VOID = ir.HalfType(), ir.FloatType(), ir.VoidType()
 Value = Any  # llvmlite has no types of its own to annotate with
 
@@ -281,6 +281,22 @@ class Kit:
         body()
         b.branch(end)
         b.position_at_end(end)
+
+    def choose(self, condition: Value, type_: Any, yes: Callable[[], Value], no: Callable[[], Value]) -> Value:
+        """condition ? yes() : no(), of which only one runs."""
+        b = self.b
+        first, second, end = b.append_basic_block("yes"), b.append_basic_block("no"), b.append_basic_block("chosen")
+        b.cbranch(condition, first, second)
+        found = []
+        for start, make in ((first, yes), (second, no)):
+            b.position_at_end(start)
+            found.append((make(), b.block))
+            b.branch(end)
+        b.position_at_end(end)
+        phi = b.phi(type_)
+        for value, block in found:
+            phi.add_incoming(value, block)
+        return phi
 
     def call(self, function: Value, arguments: Sequence[Value]) -> None:
         """Call the kernel at address `function` with int64 arguments."""
