@@ -14,7 +14,7 @@ from headway.attention.kv import PagedKV
 from headway.attention.plan import PlanCapacityError, StalePlanError
 from headway.attention.state import State, merge
 from headway.attention.trace import tanh
-from headway.attention.variant import Mask, Variant, variant
+from headway.attention.variant import Mask, Variant
 from headway.core.errors import ConfigError
 from headway.kernels.cpu import isa
 from headway.kernels.cpu.objects import ObjectCache
@@ -229,7 +229,7 @@ def test_two_machines_with_half_the_pages_each_give_the_whole_answer() -> None:
 def test_bits_do_not_depend_on_threads_runs_or_neighbours() -> None:
     d = draw(13, [(1, 700), (1, 33), (40, 300), (1, 512)], heads=8, kv_heads=2, dims=64)
     a = built(d, VARIANTS["causal"], workers=3)
-    cache = ObjectCache(a._cpu.objects.directory, isa.select()) if a._cpu else None
+    cache = ObjectCache(a.cpu.objects.directory, isa.select()) if a.cpu else None
     assert cache is not None
     plan = a.plan(d.qo_indptr, d.table)
     first = a.run(plan, d.q, d.kv)
@@ -267,7 +267,7 @@ def test_batch_invariant_mode_gives_a_request_the_same_bits_in_any_batch(others:
 # ---- the interface
 def test_outputs_and_captured_values_are_used_in_place() -> None:
     d = draw(16, [(1, 40), (1, 9)])
-    a = built(d, variant(lambda score, *, h, bias: score + bias[h]))
+    a = built(d, Variant(lambda score, *, h, bias: score + bias[h]))
     plan = a.plan(d.qo_indptr, d.table)
     o, lse, bias = np.empty((2, 4, 32), np.float32), np.empty((2, 4), np.float32), np.zeros(4, np.float32)
     captured = {"bias": bias}
@@ -321,6 +321,8 @@ def test_what_does_not_fit_is_refused_with_its_value() -> None:
         a.run(plan, d.q, d.kv, out=np.zeros((1, 4, 16), np.float32))
     with pytest.raises(TypeError, match="int64"):
         a.plan(np.array([0, 1]), d.table)
+    with pytest.raises(ConfigError, match="never fall"):
+        a.plan([1, 1], d.table)
     with pytest.raises(ConfigError, match="multiple of 16"):
         a.plan(d.qo_indptr, d.table, split_tokens=24)
     with pytest.raises(ConfigError, match="do not divide evenly"):

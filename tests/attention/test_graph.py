@@ -15,7 +15,7 @@ from headway.attention import library, print_llvm
 from headway.attention.graph import Graph, VariantError
 from headway.attention.print_numpy import evaluate
 from headway.attention.trace import exp, exp2, f32, i32, log, maximum, minimum, sigmoid, sqrt, tanh, trace, where
-from headway.attention.variant import INPUTS, Mask, Variant, mask, variant
+from headway.attention.variant import INPUTS, Mask, Variant
 from headway.kernels.cpu import isa
 from headway.kernels.cpu.compile import compile_kernel
 from headway.kernels.cpu.emit import I32, Kit, Value
@@ -105,14 +105,14 @@ def gemma(score: Any, *, h: Any, q: Any, kv: Any, slopes: Any, cap: Any = 30.0) 
 
 SCORES = {
     "gemma": (
-        variant(lambda score, *, h, q, kv, slopes, cap=30.0: cap * tanh((score + slopes[h] * (kv - q)) / cap)),
+        Variant(lambda score, *, h, q, kv, slopes, cap=30.0: cap * tanh((score + slopes[h] * (kv - q)) / cap)),
         {"slopes": [0.5, 0.1]},
     ),
     "soft cap": (library.soft_cap(20.0), {}),
     "alibi": (library.alibi(12), {}),
     "alibi then cap": (library.alibi(12).then(library.soft_cap(5.0)), {}),
     "sigmoid": (library.sigmoid_attention(-1.0), {}),
-    "everything": (variant(everything), {"table": np.arange(12.0).reshape(3, 4)}),
+    "everything": (Variant(everything), {"table": np.arange(12.0).reshape(3, 4)}),
 }
 MASKS = {
     "causal": library.causal,
@@ -217,12 +217,12 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
 def test_what_cannot_be_traced_is_refused_with_a_remedy(name: str) -> None:
     function, message = REFUSED[name]
     with pytest.raises(VariantError, match=message):
-        variant(function)
+        Variant(function)
 
 
 def test_a_refusal_names_the_users_line() -> None:
     with pytest.raises(VariantError, match=rf"test_graph.py:{branch.__code__.co_firstlineno + 1}"):
-        variant(branch)
+        Variant(branch)
 
 
 def test_captured_values_are_checked_before_use() -> None:
@@ -240,7 +240,7 @@ def test_keys_are_equal_for_equal_code_and_do_not_name_values() -> None:
     assert Variant(mask=library.window(5)).key != Variant(mask=library.prefix(5)).key
 
 
-@mask
+@Mask
 def random_mask(q: Any, kv: Any) -> Any:
     return (q * 3 - kv) % 5 < 3
 

@@ -15,14 +15,14 @@ from headway.attention.plan import Plan
 from headway.attention.planner import Planner, compiled, default_capacity
 from headway.attention.price import AttentionLaw, AttentionPoint, assumed, fit, largest_within
 from headway.attention.print_numpy import evaluate
-from headway.attention.variant import Mask, Variant, mask
+from headway.attention.variant import Mask, Variant
 from headway.core.errors import ConfigError
 from headway.kernels.cpu import plan_layout as at
 
 IDS = np.sort(np.random.default_rng(0).integers(0, 6, (4, 512)), 1).astype(np.int32)
 
 
-@mask
+@Mask
 def crooked(q: Any, kv: Any, h: Any, b: Any) -> Any:
     return (abs(q - kv * 2) < 40 + h) | ((kv // 7 - q // 5) % 3 == b)
 
@@ -226,7 +226,7 @@ def test_what_is_not_known_is_partial() -> None:
 
 
 def test_integers_that_would_wrap_are_not_believed() -> None:
-    m = mask(lambda q, kv: q * 65536 * 65536 >= kv)
+    m = Mask(lambda q, kv: q * 65536 * 65536 >= kv)
     assert Classifier(m.graph, {}, compiled().classify).classify((1, 2), (0, 0)) == "partial"
 
 

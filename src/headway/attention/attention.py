@@ -12,7 +12,7 @@ from headway.attention.block_sparse import BlockSparse
 from headway.attention.kv import KINDS, PagedKV, as_array, encode, to_float32
 from headway.attention.plan import Plan, PlanBuffer, PlanCapacity, StalePlanError
 from headway.attention.planner import LARGE_TILE_ROWS, Planner, default_capacity
-from headway.attention.price import AttentionLaw, assumed, largest_within
+from headway.attention.price import AttentionLaw, assumed, largest_within, stored, stored_path
 from headway.attention.reference import reference
 from headway.attention.variant import Mask, Variant
 from headway.core.errors import ConfigError
@@ -30,7 +30,8 @@ class Attention:
 
     `q_dtype`: of queries and outputs, f32 | f16 | bf16. `kv_dtype`: f32 | f16 | bf16 | int8. `layout`: "rows" (NHD, HND) or "packed".
     `variant`, `mask`: default plain softmax over everything; `mask` is added to the variant's own. `max_requests` counts table rows.
-    `workers`: threads a plan is balanced for; `run(team=...)` may use fewer. `law`: prices plans (`headway attention calibrate`).
+    `workers`: threads a plan is balanced for; `run(team=...)` may use fewer. `law`: prices plans; by default what `headway attention
+    calibrate` left, else an assumed one.
     Not re-entrant: one `plan` or `run` at a time.
     """
 
@@ -71,7 +72,8 @@ class Attention:
         self.backend = "cpu" if backend == "auto" else backend
         group, kv_bytes = heads // kv_heads, KINDS[kv_dtype].itemsize
         self.capacity = capacity or default_capacity(kv_heads, group, max_requests, max_q_tokens, max_pages, page_tokens, workers)
-        self.law = law or assumed(group, head_dim_qk, self.head_dim_vo, kv_bytes)
+        path = stored_path(group, head_dim_qk, self.head_dim_vo, q_dtype, kv_dtype, layout == "packed")
+        self.law = law or stored(path) or assumed(group, head_dim_qk, self.head_dim_vo, kv_bytes)
         scale_bytes = 4 if kv_dtype == "int8" else 0
         row_bytes = (head_dim_qk * kv_bytes + scale_bytes, self.head_dim_vo * kv_bytes + scale_bytes)
         self._planner = Planner(heads, kv_heads, row_bytes, self.variant.hooks.get("mask"), self.law, self.capacity, workers)
@@ -79,10 +81,10 @@ class Attention:
         self._planned: dict[str, Any] = {}
         self._bound: dict[str, Any] | None = None
         self._sources: dict[int, tuple[Array, BlockSparse]] = {}
-        self._cpu: CpuAttention | None = None
+        self.cpu: CpuAttention | None = None
         self._kv: tuple[PagedKV, KvAddresses] | None = None
         if self.backend == "cpu":
-            self._cpu = self._compile()
+            self.cpu = self._compile()
 
     def _compile(self) -> "CpuAttention":
         from headway.attention.cpu import CpuAttention, HeadGeometry
@@ -158,14 +160,14 @@ class Attention:
             logs = np.empty(x.shape[:2], np.float32) if lse is None else as_array(lse)
             if logs.shape != x.shape[:2] or logs.dtype != np.float32:
                 raise ConfigError(f"lse is {logs.dtype} {logs.shape}; needed is float32 {x.shape[:2]}")
-        if self._cpu is None:
+        if self.cpu is None:
             self._run_reference(plan, x, kv, o, logs, captured)
             return o, logs
         self._bind(captured or {})
         x0, x1, o0, o1 = *x.strides[:2], *o.strides[:2]
         where = (0, 0, 0) if logs is None else (logs.__array_interface__["data"][0], *logs.strides)
         place = x.__array_interface__["data"][0], o.__array_interface__["data"][0]
-        self._cpu.run(plan.address, (place[0], x0, x1), self._addresses(kv), (place[1], o0, o1), where, team)
+        self.cpu.run(plan.address, (place[0], x0, x1), self._addresses(kv), (place[1], o0, o1), where, team)
         return o, logs
 
     def _check(self, q: Array, kv: PagedKV) -> None:
@@ -190,8 +192,8 @@ class Attention:
                 raise StalePlanError(
                     f"captured {name!r} shapes the mask and differs from the plan's: give it to plan(..., captured=...) too"
                 )
-        assert self._cpu is not None
-        self._cpu.bind(values, self.sm_scale)
+        assert self.cpu is not None
+        self.cpu.bind(values, self.sm_scale)
         self._bound = dict(captured)
 
     def _addresses(self, kv: PagedKV) -> "KvAddresses":

@@ -7,10 +7,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from headway.attention.graph import VariantError
 from headway.attention.trace import maximum, sigmoid, tanh, where
-from headway.attention.variant import Mask, Variant, mask
+from headway.attention.variant import Mask, Variant
 
 
-@mask
+@Mask
 def causal(q: Any, kv: Any) -> Any:
     """A query sees itself and what came before."""
     return kv <= q

@@ -177,8 +177,6 @@ class Planner:
             self._bind_table(table)
         if qo_indptr.shape != (len(table.sequence_tokens) + 1,) or not qo_indptr.flags.c_contiguous:
             raise ConfigError(f"qo_indptr has shape {qo_indptr.shape}; {table.requests} requests need a contiguous [{table.requests + 1}]")
-        if qo_indptr[0] != 0 or (qo_indptr[1:] < qo_indptr[:-1]).any():
-            raise ConfigError(f"qo_indptr={qo_indptr.tolist()} must start at 0 and never fall")
         words = self._words
         words[w.W_SPLIT] = _split_mode(split_tokens)
         words[w.W_QO_INDPTR] = qo_indptr.__array_interface__["data"][0]
@@ -204,6 +202,8 @@ class Planner:
             if result == 1:
                 which = w.CAPACITIES[int(words[w.W_WHICH]) - 1]
                 raise PlanCapacityError(which, int(words[w.W_NEEDED]), getattr(self.capacity, which))
+            if result == 3:
+                raise ConfigError("qo_indptr must start at 0 and never fall: it holds the bounds of each request's query tokens")
             self._scratch = np.zeros(int(words[w.W_NEEDED]), np.uint8)
             words[w.W_SCRATCH], words[w.W_SCRATCH_BYTES] = self._scratch.ctypes.data, len(self._scratch)
 

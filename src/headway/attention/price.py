@@ -8,11 +8,14 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
 import numpy as np
 
 from headway.core.errors import ConfigError
-from headway.core.law_fit import nnls
+from headway.core.paths import laws_dir
+from headway.kernels.cpu.isa import select
+from headway.kernels.cpu.objects import code_key
 
 SCHEMA = "headway.attention-law/1"
 
@@ -86,6 +89,21 @@ def assumed(group: int, head_dim_qk: int, head_dim_vo: int, kv_bytes: int) -> At
     return AttentionLaw(8e-6, 5e-7, dims * kv_bytes / 10e9, 2 * dims / 40e9, 1e-8 + group * head_dim_vo * 4 / 10e9, dims)
 
 
+def stored_path(group: int, head_dim_qk: int, head_dim_vo: int, q_dtype: str, kv_dtype: str, packed: bool) -> Path:
+    """Where the law of a shape lies; its name carries the CPU and the kernels' code, so that another of either finds nothing."""
+    isa = select()
+    name = f"{group}-{head_dim_qk}-{head_dim_vo}-{q_dtype}-{kv_dtype}-{'packed' if packed else 'rows'}-{code_key(isa.name)}"
+    return laws_dir() / f"attention-{name}.json"
+
+
+def stored(path: Path) -> AttentionLaw | None:
+    """The law at `path`; None when there is none or it cannot be read."""
+    try:
+        return AttentionLaw.from_json(path.read_text())
+    except (OSError, ConfigError):
+        return None
+
+
 def fit(points: Sequence[AttentionPoint], head_dims: int, *, made_by: str = "") -> AttentionLaw:
     """Non-negative least squares on relative error; every third point is held out for the law's error, then all are used.
 
@@ -93,6 +111,8 @@ def fit(points: Sequence[AttentionPoint], head_dims: int, *, made_by: str = "") 
     """
     if len(points) < 9 or any(p.seconds <= 0 for p in points):
         raise ConfigError(f"{len(points)} points with positive seconds cannot fit five coefficients: measure at least 9")
+    from headway.core.law_fit import nnls  # not needed to read a law: it costs a second process 20 ms
+
     table = np.array([[1, p.items, p.kv_tokens, p.pairs, p.merge_parts] for p in points], np.float64)
     seconds = np.array([p.seconds for p in points])
 

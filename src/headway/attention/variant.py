@@ -64,7 +64,7 @@ def _apart(graph: Graph, defaults: Mapping[str, Any], taken: Mapping[str, Any], 
 
 
 class Mask:
-    """Which (q, kv) pairs are visible. Combine with `&`, `|`, `~`; `mask(function)` makes one of a Python function."""
+    """Which (q, kv) pairs are visible. Combine with `&`, `|`, `~`. A decorator too: `@Mask` over `f(q, kv, ...) -> bool`."""
 
     def __init__(
         self, function: Function | Graph, defaults: CapturedValues | None = None, *, dtypes: Mapping[str, str] | None = None
@@ -91,13 +91,8 @@ class Mask:
         return Mask(combine("not", (self.graph,)), self.defaults)
 
 
-def mask(function: Function) -> Mask:
-    """A mask from `f(q, kv, ...) -> bool`; inputs b, h, kv_head, q, row, kv."""
-    return Mask(function)
-
-
 class Variant:
-    """Hooks of one attention, traced. Each may be a function, a Graph or None.
+    """Hooks of one attention, traced. Each may be a function, a Graph or None; `@Variant` over a score function makes one of it.
 
     score(score, ...)         score is q.k * sm_scale
     mask(q, kv, ...)          a Mask, or a function
@@ -208,8 +203,3 @@ class Variant:
                 raise VariantError(f"captured {name!r} has shape {np.shape(value)}; this variant reads it with {rank} axes, none empty")
             out[name] = array if rank else array.reshape(())[()]
         return out
-
-
-def variant(function: Function) -> Variant:
-    """A variant from its score function `f(score, *, b, h, kv_head, q, row, kv, captured...)`: only what is named is passed."""
-    return Variant(score=function)

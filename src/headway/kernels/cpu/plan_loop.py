@@ -37,9 +37,14 @@ def copy32(source, target, n):
 
 @njit(nogil=True)
 def copy_tables(p, buffer):
-    """Rows, pages and query tokens into the plan. Returns 0, or 1 after `over`."""
+    """Rows, pages and query tokens into the plan. Returns 0, 1 after `over`, 3: the query bounds fall or do not start at 0."""
     rows, page_tokens, requests = get(p + 8 * w.W_ROWS), get(p + 8 * w.W_PAGE_TOKENS), get(p + 8 * w.W_REQUESTS)
     qo, row_page, sequence = get(p + 8 * w.W_QO_INDPTR), get(p + 8 * w.W_ROW_PAGE), get(p + 8 * w.W_SEQUENCE)
+    before = get32(qo)
+    for i in range(1, requests + 1):
+        if get32(qo + 4 * i) < before or get32(qo) != 0:
+            return 3
+        before = get32(qo + 4 * i)
     tokens, pages = get32(qo + 4 * requests), get32(row_page + 4 * rows)
     if rows > get(p + 8 * w.W_CAP_ROWS):
         return over(p, 0, rows)
@@ -424,7 +429,7 @@ def scratch_layout(p):
 
 
 def plan(p):
-    """One plan from the parameter block at `p`. Returns 0; 1: a capacity does not hold (W_WHICH, W_NEEDED); 2: scratch too small."""
+    """One plan from the parameter block at `p`. 0; 1: a capacity does not hold (W_WHICH, W_NEEDED); 2: scratch too small; 3."""
     buffer, base = get(p + 8 * w.W_BUFFER), get(p + 8 * w.W_SCRATCH)
     a, b, c, d, e, f, g, h, i, end = scratch_layout(p)
     if end > get(p + 8 * w.W_SCRATCH_BYTES):
@@ -441,8 +446,9 @@ def plan(p):
     put32(buffer + 4 * at.H_GROUP, get(p + 8 * w.W_GROUP))
     put32(buffer + 4 * at.H_WORKERS, get(p + 8 * w.W_WORKERS))
     put32(buffer + 4 * at.H_SPLIT_TOKENS, get(p + 8 * w.W_SPLIT))
-    if copy_tables(p, buffer) != 0:
-        return 1
+    status = copy_tables(p, buffer)
+    if status != 0:
+        return status
     tiles, ranges, counts, pieces = base, base + a, base + b, base + c
     n_tiles = lay_tiles(p, buffer, tiles, ranges, base + g, base + h, base + i)
     if n_tiles < 0:
