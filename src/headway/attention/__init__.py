@@ -1,1 +1,87 @@
-"""Attention over paged keys and values. Must not know: models, scheduling, who owns a page."""
+"""Attention over paged keys and values. Must not know: models, scheduling, who owns a page.
+
+Names load on first use: the engine's own step programs import `paged` and `pages` only.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headway.attention.attention import Attention as Attention
+    from headway.attention.block_sparse import BlockSparse as BlockSparse
+    from headway.attention.graph import VariantError as VariantError
+    from headway.attention.kv import PagedKV as PagedKV
+    from headway.attention.library import (
+        alibi as alibi,
+        alibi_slopes as alibi_slopes,
+        causal as causal,
+        custom as custom,
+        dilated as dilated,
+        document as document,
+        pack_masks as pack_masks,
+        prefix as prefix,
+        rope as rope,
+        sigmoid_attention as sigmoid_attention,
+        sink_tokens as sink_tokens,
+        soft_cap as soft_cap,
+        tree as tree,
+        window as window,
+    )
+    from headway.attention.plan import Plan as Plan, PlanCapacityError as PlanCapacityError, StalePlanError as StalePlanError
+    from headway.attention.pool import RunPool as RunPool
+    from headway.attention.price import AttentionLaw as AttentionLaw
+    from headway.attention.state import State as State, merge as merge, merge_in_place as merge_in_place, merge_many as merge_many
+    from headway.attention.trace import (
+        exp as exp,
+        exp2 as exp2,
+        f32 as f32,
+        i32 as i32,
+        log as log,
+        maximum as maximum,
+        minimum as minimum,
+        sigmoid as sigmoid,
+        sqrt as sqrt,
+        tanh as tanh,
+        where as where,
+    )
+    from headway.attention.variant import Mask as Mask, Variant as Variant
+
+_HOMES = {
+    "attention": ("Attention",),
+    "block_sparse": ("BlockSparse",),
+    "graph": ("VariantError",),
+    "kv": ("PagedKV",),
+    "library": (
+        "alibi",
+        "alibi_slopes",
+        "causal",
+        "custom",
+        "dilated",
+        "document",
+        "pack_masks",
+        "prefix",
+        "rope",
+        "sigmoid_attention",
+        "sink_tokens",
+        "soft_cap",
+        "tree",
+        "window",
+    ),
+    "plan": ("Plan", "PlanCapacityError", "StalePlanError"),
+    "pool": ("RunPool",),
+    "price": ("AttentionLaw",),
+    "state": ("State", "merge", "merge_in_place", "merge_many"),
+    "trace": ("exp", "exp2", "f32", "i32", "log", "maximum", "minimum", "sigmoid", "sqrt", "tanh", "where"),
+    "variant": ("Mask", "Variant"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'headway.attention' has no attribute {name!r}")
+    return getattr(import_module(f"headway.attention.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOME)

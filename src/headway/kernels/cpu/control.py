@@ -313,6 +313,17 @@ def read(op, control, epoch, thread):
         mine += 1
 
 
+@njit(nogil=True)
+def call(op, control, epoch, thread):
+    mine = 0
+    while True:
+        c = take(control, epoch, thread)
+        if c < 0:
+            return mine
+        call3(get(op + 8 * at.C_KERNEL), get(op + 8 * at.C_ARGUMENT), c, thread)
+        mine += 1
+
+
 def execute(p, thread, epoch):
     """All operations of one iteration, as one of the team's threads."""
     team = get(p + 8 * at.P_TEAM)
@@ -335,6 +346,8 @@ def execute(p, thread, epoch):
                 mine = embed(p, op, control, epoch, thread)
             elif code == at.OP_READ:
                 mine = read(op, control, epoch, thread)
+            elif code == at.OP_CALL:
+                mine = call(op, control, epoch, thread)
             elif take(control, epoch, thread) >= 0:
                 mine = 1
             t1 = cycles()

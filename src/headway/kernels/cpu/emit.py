@@ -12,7 +12,7 @@ from llvmlite import ir
 
 from headway.kernels.cpu.isa import Isa
 
-I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+I1, I8, I16, I32, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 F16, F32, F64, VOID = ir.HalfType(), ir.FloatType(), ir.DoubleType(), ir.VoidType()
 Value = Any  # llvmlite has no types of its own to annotate with
 
@@ -84,6 +84,10 @@ class Kit:
     def shuffle(self, v: Value, lanes: Sequence[int]) -> Value:
         return self.b.shuffle_vector(v, v, ir.Constant(vector(I32, len(lanes)), list(lanes)))
 
+    def shuffle2(self, x: Value, y: Value, lanes: Sequence[int]) -> Value:
+        """Lanes of x (from 0) and y (from its length) in the given order."""
+        return self.b.shuffle_vector(x, y, ir.Constant(vector(I32, len(lanes)), list(lanes)))
+
     def fma(self, x: Value, y: Value, z: Value) -> Value:
         return self.b.call(self.function(f"llvm.fma.v{self.lanes}f32", self.f, [self.f] * 3), [x, y, z])
 
@@ -105,6 +109,19 @@ class Kit:
             step //= 2
         return self.b.extract_element(v, I32(0))
 
+    def all_max(self, v: Value) -> Value:
+        """The largest lane in every lane."""
+        n = self.lanes
+        step = n // 2
+        while step:
+            v = self.maximum(v, self.shuffle(v, [(i + step) % n for i in range(n)]))
+            step //= 2
+        return v
+
+    def lane_numbers(self, first: Value) -> Value:
+        """first, first + 1, ... as int32 lanes."""
+        return self.b.add(self.splat(first), ir.Constant(self.i, list(range(self.lanes))))
+
     def sum_f32(self, v: Value) -> Value:
         return self.reduce(v, self.b.fadd)
 
@@ -124,6 +141,19 @@ class Kit:
             p = self.fma(p, f, self.vf(c))
         exponent = self.b.shl(self.b.fptosi(n, self.i), self.vi(23))
         return self.b.bitcast(self.b.add(self.b.bitcast(p, self.i), exponent), self.f)
+
+    def log2(self, x: Value) -> Value:
+        """log2 of normal x > 0: x = m*2**e with m in [sqrt(1/2), sqrt(2)), ln m = 2*atanh((m-1)/(m+1)) to the 9th power (error 4e-9)."""
+        b = self.b
+        shifted = b.sub(b.bitcast(x, self.i), self.vi(0x3F3504F3))  # bits of sqrt(1/2)
+        e = b.ashr(shifted, self.vi(23))
+        m = b.bitcast(b.sub(b.bitcast(x, self.i), b.shl(e, self.vi(23))), self.f)
+        s = b.fdiv(b.fsub(m, self.vf(1.0)), b.fadd(m, self.vf(1.0)))
+        square = b.fmul(s, s)
+        p = self.vf(1.0 / 9.0)
+        for c in (1.0 / 7.0, 1.0 / 5.0, 1.0 / 3.0, 1.0):
+            p = self.fma(p, square, self.vf(c))
+        return self.fma(b.fmul(s, p), self.vf(2 * LOG2E), b.sitofp(e, self.f))
 
     # ---- 16-bit floats
     def load_f16(self, address: Value, offset: int = 0) -> Value:
@@ -221,3 +251,54 @@ class Kit:
         b.cbranch(b.icmp_signed("<", following, count), head, end)
         b.position_at_end(end)
         return out
+
+    def do_while(self, initial: Sequence[Value], body: Callable[[list[Value]], tuple[Sequence[Value], Value]]) -> list[Value]:
+        """do { values, again = body(values) } while (again); returns the last values."""
+        b = self.b
+        before, head = b.block, b.append_basic_block("again")
+        b.branch(head)
+        b.position_at_end(head)
+        phis = []
+        for v in initial:
+            phi = b.phi(v.type)
+            phi.add_incoming(v, before)
+            phis.append(phi)
+        out, again = body(phis)
+        out = list(out)
+        for phi, v in zip(phis, out, strict=True):
+            phi.add_incoming(v, b.block)
+        end = b.append_basic_block("end")
+        b.cbranch(again, head, end)
+        b.position_at_end(end)
+        return out
+
+    def when(self, condition: Value, body: Callable[[], None]) -> None:
+        """if (condition) body()"""
+        b = self.b
+        inside, end = b.append_basic_block("then"), b.append_basic_block("endif")
+        b.cbranch(condition, inside, end)
+        b.position_at_end(inside)
+        body()
+        b.branch(end)
+        b.position_at_end(end)
+
+    def choose(self, condition: Value, type_: Any, yes: Callable[[], Value], no: Callable[[], Value]) -> Value:
+        """condition ? yes() : no(), of which only one runs."""
+        b = self.b
+        first, second, end = b.append_basic_block("yes"), b.append_basic_block("no"), b.append_basic_block("chosen")
+        b.cbranch(condition, first, second)
+        found = []
+        for start, make in ((first, yes), (second, no)):
+            b.position_at_end(start)
+            found.append((make(), b.block))
+            b.branch(end)
+        b.position_at_end(end)
+        phi = b.phi(type_)
+        for value, block in found:
+            phi.add_incoming(value, block)
+        return phi
+
+    def call(self, function: Value, arguments: Sequence[Value]) -> None:
+        """Call the kernel at address `function` with int64 arguments."""
+        kind = ir.FunctionType(VOID, [I64] * len(arguments))
+        self.b.call(self.b.inttoptr(function, kind.as_pointer()), list(arguments))

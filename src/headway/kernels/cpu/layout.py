@@ -56,8 +56,8 @@ PROGRAM_WORDS = 32
 # ---- operation records
 OP_WORDS = 32
 OP_CODE, OP_CHUNKS = 0, 1
-OP_EMBED, OP_PREPARE, OP_PRODUCT, OP_ROTATE, OP_ATTEND, OP_READ, OP_EMPTY = 1, 2, 3, 4, 5, 6, 7
-OP_NAMES = ("", "embed", "prepare", "product", "rotate", "attend", "read", "empty")
+OP_EMBED, OP_PREPARE, OP_PRODUCT, OP_ROTATE, OP_ATTEND, OP_READ, OP_EMPTY, OP_CALL = 1, 2, 3, 4, 5, 6, 7, 8
+OP_NAMES = ("", "embed", "prepare", "product", "rotate", "attend", "read", "empty", "call")
 
 E_KIND, E_TABLE, E_STRIP_BYTES, E_WIDTH, E_OUT = range(2, 7)
 EMBED_KINDS = {"f32": 0, "f16": 1, "bf16": 2, "q8_0": 3, "q4_1": 4}
@@ -120,6 +120,8 @@ M_PROMPT = M_GENERATED + 2 * M_TILES
 MAX_HEAD_GROUPS = 4  # (heads, kernel of A_TOKENS tokens, kernel of one token) triples from A_KERNELS
 
 L_ADDRESS, L_BYTES, L_KERNEL = 2, 3, 4
+
+C_KERNEL, C_ARGUMENT = 2, 3
 
 # ---- attention items (int32 words)
 ITEM_WORDS = 8

@@ -11,6 +11,8 @@ from numba.extending import intrinsic
 
 from headway.kernels.cpu.emit import F16, F32, I8, I16, I32, I64, VOID
 
+F64 = ir.DoubleType()
+
 _FUTEX_CALL = 202
 FUTEX_WAIT_PRIVATE, FUTEX_WAKE_PRIVATE = 128, 129
 
@@ -88,6 +90,20 @@ def put_f32(typing: Any, address: Any, value: Any) -> Any:
         return c.get_dummy_value()
 
     return types.void(types.int64, types.float32), code
+
+
+@intrinsic
+def get_f64(typing: Any, address: Any) -> Any:
+    return types.float64(types.int64), lambda c, b, s, a: _load(b, a[0], F64, 8)
+
+
+@intrinsic
+def put_f64(typing: Any, address: Any, value: Any) -> Any:
+    def code(c: Any, b: Any, s: Any, a: Any) -> Any:
+        _store(b, a[1], a[0], 8)
+        return c.get_dummy_value()
+
+    return types.void(types.int64, types.float64), code
 
 
 @intrinsic

@@ -11,7 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from headway.core.durable import publish
 from headway.kernels.cpu.compile import Kernel
 from headway.kernels.cpu.isa import Isa, host_cpu
 
@@ -57,6 +56,8 @@ class ObjectCache:
         return name.decode(), code
 
     def write(self, symbol: str, entry: str, code: bytes) -> None:
+        from headway.core.durable import publish  # brings the journals and asyncio: 30 CPU-ms that a warm start need not pay
+
         body = entry.encode() + b"\0" + code
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
