@@ -22,7 +22,7 @@ from headway.kernels.cpu.item_blocks import (
 from headway.kernels.cpu.item_hooks import PLAIN, Hooks, apply
 from headway.kernels.cpu.item_softmax import NO_SCORE, softmax_rows
 from headway.kernels.cpu.item_stage import element, partner_of, stage_keys, stage_values
-from headway.kernels.cpu.item_walk import PAGES, TABLE_BYTES, VALUES, Walk, pool, void
+from headway.kernels.cpu.item_walk import TABLE_BYTES, VALUES, Walk, pool, void
 
 KvLayout = Literal["rows", "packed"]
 
@@ -224,15 +224,16 @@ class ItemEmission:
         pages = b.udiv(b.add(high, k.i64(at.PAGE_TOKENS - 1)), k.i64(at.PAGE_TOKENS))
         if item.stages_keys:
             stage_keys(k, item, table, ahead, pages, self.staged_keys, self.head, self.captured)
-            scores_from_pages(k, "f32", dims, rows, self.queries, self.groups, k.at(table, PAGES), None, pages, self.scores)
+            scores_from_pages(k, "f32", dims, rows, self.queries, self.groups, table, None, pages, self.scores)
         elif item.layout == "packed":
-            scores_from_pages(k, item.kv_dtype, dims, rows, self.queries, self.groups, k.at(table, PAGES), ahead, pages, self.scores)
+            scores_from_pages(k, item.kv_dtype, dims, rows, self.queries, self.groups, table, ahead, pages, self.scores)
         else:
             scores_from_rows(k, item.kv_dtype, dims, rows, self.queries, self.groups, table, ahead, high, self.scores)
         softmax_rows(k, self, table, low, high, kind)
         dtype = item.kv_dtype
         if item.stages_values:
-            stage_values(k, item, table, high, self.staged_values, self.head, self.captured)
+            whole = b.and_(b.add(high, k.i64(7)), k.i64(-8))  # add_values takes up to 8 tokens at once
+            stage_values(k, item, table, whole, self.staged_values, self.head, self.captured)
             dtype = "f32"
 
         def value_row(t: Value) -> Value:
