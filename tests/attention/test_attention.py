@@ -327,3 +327,65 @@ def test_what_does_not_fit_is_refused_with_its_value() -> None:
         a.plan(d.qo_indptr, d.table, split_tokens=24)
     with pytest.raises(ConfigError, match="do not divide evenly"):
         Attention(9, 2, 64)
+
+
+def test_fit_chunk_keeps_the_mixed_step_within_its_budget() -> None:
+    d = draw(20, [(1, 300), (1, 900)], heads=8, kv_heads=2, dims=64)
+    a = built(d, VARIANTS["causal"])
+    chunks = []
+    for budget_s in (1e-6, 5e-4, 2e-3, 1.0):
+        chunk = a.fit_chunk(budget_s, d.table, 256, cap=400)
+        chunks.append(chunk)
+        for c, fits in ((chunk, True), (chunk + 8, False)):
+            if 0 < c <= 400:
+                kv_tokens = np.array([300, 900, 256 + c], np.int32)
+                n = -(-kv_tokens // 16)
+                indptr = np.concatenate([[0], np.cumsum(n)]).astype(np.int32)
+                table = BlockSparse.from_lengths(indptr, np.zeros(indptr[-1], np.int32), kv_tokens, 16)
+                assert (a.plan([0, 1, 2, 2 + c], table).predicted_p95_s <= budget_s) == fits
+    assert chunks[0] == 0
+    assert chunks[-1] == 400
+    assert chunks == sorted(chunks)
+    assert 0 < chunks[2] < 400
+
+
+def test_run_with_given_outputs_keeps_no_memory() -> None:
+    import tracemalloc
+
+    d = draw(21, [(1, 300), (1, 900)])
+    a = built(d, VARIANTS["window"])
+    plan = a.plan(d.qo_indptr, d.table)
+    o, lse = np.empty_like(d.q), np.empty(d.q.shape[:2], np.float32)
+    for _ in range(3):
+        a.run(plan, d.q, d.kv, o, lse)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(20):
+            a.run(plan, d.q, d.kv, o, lse)
+        after, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before <= 1024  # Python's own bookkeeping; the state of a row alone is 512 bytes
+    assert peak - before <= 4096
+
+
+def test_a_second_process_needs_no_numba() -> None:
+    import os
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, numpy as np\n"
+        "from headway.attention import Attention, BlockSparse, PagedKV, causal, soft_cap\n"
+        "a = Attention(4, 2, 32, variant=soft_cap(7.0).with_mask(causal))\n"
+        "kv = PagedKV.allocate(4, 16, 2, 32)\n"
+        "a.run(a.plan([0, 1], BlockSparse.from_lengths([0, 1], [2], [9], 16)), np.ones((1, 4, 32), np.float32), kv)\n"
+        "print(a.cpu.objects.compiled, 'numba' in sys.modules)"
+    )
+    for _ in range(2):
+        child = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=200, env=os.environ | {"PYTHONPATH": "src"}
+        )
+        assert child.returncode == 0, child.stderr
+    assert child.stdout.split() == ["0", "False"]

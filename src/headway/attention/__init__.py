@@ -13,38 +13,90 @@ if TYPE_CHECKING:
     from headway.attention.kv import PagedKV as PagedKV
     from headway.attention.library import (
         alibi as alibi,
+    )
+    from headway.attention.library import (
         alibi_slopes as alibi_slopes,
+    )
+    from headway.attention.library import (
         causal as causal,
+    )
+    from headway.attention.library import (
         custom as custom,
+    )
+    from headway.attention.library import (
         dilated as dilated,
+    )
+    from headway.attention.library import (
         document as document,
+    )
+    from headway.attention.library import (
         pack_masks as pack_masks,
+    )
+    from headway.attention.library import (
         prefix as prefix,
+    )
+    from headway.attention.library import (
         rope as rope,
+    )
+    from headway.attention.library import (
         sigmoid_attention as sigmoid_attention,
+    )
+    from headway.attention.library import (
         sink_tokens as sink_tokens,
+    )
+    from headway.attention.library import (
         soft_cap as soft_cap,
+    )
+    from headway.attention.library import (
         tree as tree,
+    )
+    from headway.attention.library import (
         window as window,
     )
-    from headway.attention.plan import Plan as Plan, PlanCapacityError as PlanCapacityError, StalePlanError as StalePlanError
+    from headway.attention.plan import Plan as Plan
+    from headway.attention.plan import PlanCapacityError as PlanCapacityError
+    from headway.attention.plan import StalePlanError as StalePlanError
     from headway.attention.pool import RunPool as RunPool
     from headway.attention.price import AttentionLaw as AttentionLaw
-    from headway.attention.state import State as State, merge as merge, merge_in_place as merge_in_place, merge_many as merge_many
+    from headway.attention.state import State as State
+    from headway.attention.state import merge as merge
+    from headway.attention.state import merge_in_place as merge_in_place
+    from headway.attention.state import merge_many as merge_many
     from headway.attention.trace import (
         exp as exp,
+    )
+    from headway.attention.trace import (
         exp2 as exp2,
+    )
+    from headway.attention.trace import (
         f32 as f32,
+    )
+    from headway.attention.trace import (
         i32 as i32,
+    )
+    from headway.attention.trace import (
         log as log,
+    )
+    from headway.attention.trace import (
         maximum as maximum,
+    )
+    from headway.attention.trace import (
         minimum as minimum,
+    )
+    from headway.attention.trace import (
         sigmoid as sigmoid,
+    )
+    from headway.attention.trace import (
         sqrt as sqrt,
+    )
+    from headway.attention.trace import (
         tanh as tanh,
+    )
+    from headway.attention.trace import (
         where as where,
     )
-    from headway.attention.variant import Mask as Mask, Variant as Variant
+    from headway.attention.variant import Mask as Mask
+    from headway.attention.variant import Variant as Variant
 
 _HOMES = {
     "attention": ("Attention",),

@@ -84,7 +84,7 @@ def _calibrate(args: "Namespace") -> int:
 
 
 def _explain(args: "Namespace") -> int:
-    from headway.cli.attention_pictures import explain
+    from headway.attention.pictures import explain
 
     print("\n".join(explain(args.variant, *_heads(args), args.head_dim, args.q_dtype, args.kv_dtype, args.layout == "packed")))
     return 0
@@ -93,7 +93,7 @@ def _explain(args: "Namespace") -> int:
 def _plan(args: "Namespace") -> int:
     from pathlib import Path
 
-    from headway.cli.attention_pictures import gantt
+    from headway.attention.pictures import gantt
 
     text = args.lengths or "4096,1024,1024,512,256,128,64,16"
     if not text.replace(",", "").strip().isdigit():
