@@ -1,0 +1,1 @@
+"""Crash-consistency testing of any program by representative crash states, after Pathfinder (arXiv 2503.01390)."""
