@@ -1,6 +1,6 @@
 """Runs a Python oracle on many directories without importing anything twice: a server process imports once and forks for each state.
 
-A state then costs a fork and the check itself. A child that dies of a signal or does not answer in time is a verdict, never an error of ours.
+A state then costs a fork and the check itself. A child that dies of a signal or answers too late is a verdict, never an error of ours.
 A program that starts threads when it is imported cannot be forked safely: use a ProgramOracle for it.
 """
 

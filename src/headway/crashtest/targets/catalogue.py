@@ -1,0 +1,19 @@
+"""All recipes by name. Recipes whose package is missing are listed too; running one says what to install."""
+
+from importlib.util import find_spec
+
+from headway.core.errors import ConfigError
+from headway.crashtest.targets import databases, durable, idioms, planted
+from headway.crashtest.targets.target import Target
+
+TARGETS: dict[str, Target] = {target.name: target for module in (idioms, databases, durable, planted) for target in module.TARGETS}
+
+
+def find(name: str) -> Target:
+    """Raises ConfigError for a name that does not exist or whose package is not installed."""
+    if name not in TARGETS:
+        raise ConfigError(f"there is no target {name!r}; `headway crashtest targets` lists them")
+    target = TARGETS[name]
+    if target.needs and find_spec(target.needs) is None:
+        raise ConfigError(f"the target {name} needs the package {target.needs}: pip install {target.needs}")
+    return target
