@@ -29,8 +29,8 @@ class Micro:
     - xattr: attribute `name` = `data`; removed if `size` is -1.
     - store: a store through a shared mapping: `data` at `offset`.
     - sync: `scope` file (fsync, msync, O_SYNC), data (fdatasync, O_DSYNC), dir (either, of the directory `inode`), range
-      (sync_file_range: starts and awaits write-back, promises nothing about metadata), all (sync, syncfs). `offset` and `size` are the range
-      of range and msync, `size` -1 without one.
+      (sync_file_range: awaits write-back, promises nothing about metadata), all (sync, syncfs). `offset` and `size` are the bytes
+      that range and msync name, `size` -1 where none are named.
     - marker: `name` is "begin X" or "ack X".
 
     Inode numbers are those of `trace.initial` for what was there, larger ones for what the trace created; none is used twice.

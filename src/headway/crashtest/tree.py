@@ -4,7 +4,8 @@ Nodes are immutable and shared between trees: a crash image that differs in one 
 with their digests. Times and owners are no content; modes are written but not compared. FIFOs, sockets and devices are skipped.
 """
 
-# ruff: noqa: PTH (system calls on plain strings: a tree is written for every crash state)
+# System calls on plain strings: a tree is written for every crash state.
+# ruff: noqa: PTH101, PTH102, PTH115, PTH116, PTH211
 import contextlib
 import fnmatch
 import hashlib

@@ -1,0 +1,442 @@
+"""Exact simulation of what the kernel keeps between system calls: open files, positions, names, inodes, mappings.
+
+`lower` turns a trace into micro-operations; `simulate` also says what did not fit, which makes a trace infidel.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from headway.crashtest.images import Image
+from headway.crashtest.micro import BLOCK_BYTES, Micro, MicroKind, SyncScope
+from headway.crashtest.operations import Operation, Trace
+from headway.crashtest.paths import Lookup, Place
+from headway.crashtest.tree import OUTSIDE, ROOT, File
+
+# Linux x86-64 values; those that differ between architectures are not taken from `os`.
+O_APPEND, O_TRUNC, O_CREAT, O_EXCL, O_NOFOLLOW = 0o2000, 0o1000, 0o100, 0o200, 0o400000
+O_DSYNC, O_SYNC, O_TMPFILE, O_ACCMODE = 0o10000, 0o4010000, 0o20200000, 0o3
+RWF_DSYNC, RWF_SYNC, RWF_APPEND = 0x2, 0x4, 0x10
+RENAME_EXCHANGE = 2
+AT_SYMLINK_FOLLOW, AT_EMPTY_PATH = 0x400, 0x1000
+CLONE_VM, CLONE_FILES = 0x100, 0x400
+MS_SYNC = 4
+MAP_SHARED_MASK, MAP_SHARED, MAP_SHARED_VALIDATE = 0xF, 1, 3
+KEEP_SIZE, PUNCH_HOLE, COLLAPSE_RANGE, ZERO_RANGE, INSERT_RANGE = 0x1, 0x2, 0x8, 0x10, 0x20
+
+
+@dataclass(slots=True)
+class OpenFile:
+    """An open file description: descriptors made by dup and fork share it."""
+
+    inode: int
+    position: int = 0
+    flags: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """A shared mapping of a file: addresses [start, end), the file's offset at start."""
+
+    start: int
+    end: int
+    inode: int
+    offset: int
+
+
+@dataclass(slots=True)
+class Simulated:
+    """A lowered trace: its micro-operations, the image at its end, and what contradicted the simulation."""
+
+    micros: list[Micro]
+    image: Image
+    contradictions: list[str]
+    mapped: list[str] = field(default_factory=list)  # paths of files that had a shared mapping
+
+
+def lower(trace: Trace, *, split_size: bool = True) -> list[Micro]:
+    """The micro-operations of a trace. With `split_size=False` a write and the size it sets are one micro-operation."""
+    return simulate(trace, split_size=split_size).micros
+
+
+def simulate(trace: Trace, *, split_size: bool = True) -> Simulated:
+    """Lowers a trace and keeps what a fidelity check needs."""
+    world = _World(trace, split_size)
+    for operation in trace.operations:
+        world.step(operation)
+    return Simulated(world.micros, world.image, world.contradictions, list(world.mapped))
+
+
+class _World:
+    def __init__(self, trace: Trace, split_size: bool) -> None:
+        self.image = Image(trace.initial)
+        self.micros: list[Micro] = []
+        self.contradictions: list[str] = []
+        self.mapped: dict[str, None] = {}
+        self._split_size = split_size
+        self._lookup = Lookup(self.image, trace.root)
+        self._next_inode = max(trace.initial.nodes, default=ROOT) + 1
+        self._tables: dict[int, dict[int, OpenFile]] = {}
+        self._mappings: dict[int, list[Mapping]] = {}
+        self._allocated: dict[int, set[int]] = {
+            inode: set(range(-(-len(node.data) // BLOCK_BYTES))) for inode, node in trace.initial.nodes.items() if isinstance(node, File)
+        }
+        self._op = 0
+        self._steps: dict[str, Callable[[Operation], None]] = {
+            name.removeprefix("_do_"): getattr(self, name) for name in dir(self) if name.startswith("_do_")
+        }
+
+    def step(self, operation: Operation) -> None:
+        self._op = operation.index
+        action = self._steps.get(operation.kind)
+        if action is not None:
+            action(operation)
+
+    # ---- emitting -------------------------------------------------------------------------------------------------------
+    def _emit(
+        self,
+        kind: MicroKind,
+        inode: int = 0,
+        parent: int = 0,
+        name: str = "",
+        *,
+        parent2: int = 0,
+        name2: str = "",
+        replaced: int = 0,
+        offset: int = 0,
+        data: bytes = b"",
+        size: int = -1,
+        scope: SyncScope = "",
+        allocated: bool = False,
+    ) -> None:
+        micro = Micro(len(self.micros), self._op, kind, inode, parent, name, parent2, name2, replaced, offset, data, size, scope, allocated)
+        self.micros.append(micro)
+        self.image.apply(micro)
+
+    def _contradiction(self, operation: Operation, why: str) -> None:
+        self.contradictions.append(f"operation {operation.index}, {operation.kind} {' '.join(operation.paths)}: {why}")
+
+    def _new_inode(self) -> int:
+        self._next_inode += 1
+        return self._next_inode - 1
+
+    # ---- descriptors ----------------------------------------------------------------------------------------------------
+    def _table(self, pid: int) -> dict[int, OpenFile]:
+        return self._tables.setdefault(pid, {})
+
+    def _open_file(self, operation: Operation, fd: int | None, path: str | None) -> OpenFile | None:
+        """The open file of a descriptor; one that was open before the trace began is found by its path, at position 0."""
+        table = self._table(operation.pid)
+        if fd is None:
+            return None
+        if fd not in table and path:
+            place = self._lookup.path(path, follow=True)
+            if place.inode:
+                table[fd] = OpenFile(place.inode)
+        return table.get(fd)
+
+    def _target(self, operation: Operation) -> tuple[int, OpenFile | None]:
+        """(inode, open file) that a call on a descriptor or a path is about; inode 0 is unknown, and noted."""
+        path = operation.paths[-1] if operation.paths else None
+        if operation.fd is not None:
+            opened = self._open_file(operation, operation.fd, path)
+            if opened is not None:
+                return opened.inode, opened
+            self._contradiction(operation, f"descriptor {operation.fd} was never seen to be opened")
+            return 0, None
+        inode = self._lookup.path(path, follow=True).inode if path else 0
+        if not inode:
+            self._contradiction(operation, "no such file in the simulation")
+        return inode, None
+
+    def _do_open(self, operation: Operation) -> None:
+        flags = operation.flags
+        tmpfile = flags & O_TMPFILE == O_TMPFILE
+        exclusive = flags & O_CREAT and flags & O_EXCL
+        place = self._lookup.path(operation.paths[-1], follow=not (flags & O_NOFOLLOW or (exclusive and not tmpfile)))
+        inode = place.inode
+        if tmpfile:
+            inode = self._new_inode()
+        elif not inode:
+            if not flags & O_CREAT:
+                # Something that is no content (a FIFO, a socket) or was made by somebody the tracer did not see.
+                self._contradiction(operation, "opened, but there is no such file in the simulation")
+                return
+            inode = self._new_inode()
+            self._emit("link", inode, place.parent, place.name)
+        elif flags & O_TRUNC and (self.image.size_bytes(inode) or self._allocated.get(inode)):
+            self._truncate(inode, 0)
+        if operation.fd2 is not None:
+            self._table(operation.pid)[operation.fd2] = OpenFile(inode, 0, flags)
+
+    def _do_close(self, operation: Operation) -> None:
+        if operation.fd is not None:
+            self._table(operation.pid).pop(operation.fd, None)
+
+    def _do_dup(self, operation: Operation) -> None:
+        opened = self._open_file(operation, operation.fd, operation.paths[0] if operation.paths else None)
+        if operation.fd2 is None or operation.fd == operation.fd2:
+            return
+        table = self._table(operation.pid)
+        if opened is None:  # a foreign file put on top of one of ours
+            table.pop(operation.fd2, None)
+        else:
+            table[operation.fd2] = opened
+
+    def _do_setfl(self, operation: Operation) -> None:
+        opened = self._open_file(operation, operation.fd, operation.paths[0] if operation.paths else None)
+        if opened is not None:
+            opened.flags = opened.flags & ~O_APPEND | operation.flags & O_APPEND
+
+    def _do_fork(self, operation: Operation) -> None:
+        table, maps = self._table(operation.pid), self._mappings.get(operation.pid, [])
+        self._tables[operation.result] = table if operation.flags & CLONE_FILES else dict(table)
+        self._mappings[operation.result] = maps if operation.flags & CLONE_VM else list(maps)
+
+    def _do_exec(self, operation: Operation) -> None:
+        # A table that was shared is so no longer. Descriptors that exec closed are left in: their numbers are not used until opened.
+        self._tables[operation.pid] = dict(self._table(operation.pid))
+        self._mappings[operation.pid] = []
+
+    def _do_exit(self, operation: Operation) -> None:
+        self._tables.pop(operation.pid, None)
+        self._mappings.pop(operation.pid, None)
+
+    def _do_lseek(self, operation: Operation) -> None:
+        opened = self._open_file(operation, operation.fd, operation.paths[0] if operation.paths else None)
+        if opened is not None:
+            opened.position = operation.result
+
+    def _do_read(self, operation: Operation) -> None:
+        opened = self._table(operation.pid).get(operation.fd if operation.fd is not None else -1)
+        if opened is not None and operation.offset is None:
+            opened.position += operation.result
+
+    # ---- content --------------------------------------------------------------------------------------------------------
+    def _do_write(self, operation: Operation) -> None:
+        self._write_call(operation, operation.payload if operation.payload is not None else bytes(operation.result))
+        if operation.payload is None and operation.result:
+            self._contradiction(operation, "what was written is not known")
+
+    _do_pwrite = _do_write
+
+    def _write_call(self, operation: Operation, data: bytes) -> None:
+        inode, opened = self._target(operation)
+        if not inode or self.image.is_directory(inode):
+            return
+        how = opened.flags if opened is not None else 0
+        if how & O_APPEND or operation.flags & RWF_APPEND:
+            offset = self.image.size_bytes(inode)
+        elif operation.offset is not None:
+            offset = operation.offset
+        else:
+            offset = opened.position if opened is not None else 0
+        if operation.offset is None and opened is not None:
+            opened.position = offset + len(data)
+        self._write(inode, offset, data)
+        if how & O_SYNC == O_SYNC or operation.flags & RWF_SYNC:
+            self._emit("sync", inode, scope="file")
+        elif how & O_DSYNC or operation.flags & RWF_DSYNC:
+            self._emit("sync", inode, scope="data")
+
+    def _write(self, inode: int, offset: int, data: bytes) -> None:
+        """Data micro-operations for each run of blocks that are alike allocated, then the new size."""
+        if not data:
+            return
+        end = offset + len(data)
+        blocks = self._allocated.setdefault(inode, set())
+        grows = end > self.image.size_bytes(inode)
+        pieces: list[tuple[int, int, bool]] = []
+        if self._split_size:
+            for block in range(offset // BLOCK_BYTES, -(-end // BLOCK_BYTES)):
+                start, stop, old = max(offset, block * BLOCK_BYTES), min(end, (block + 1) * BLOCK_BYTES), block in blocks
+                if pieces and pieces[-1][2] == old:
+                    pieces[-1] = (pieces[-1][0], stop, old)
+                else:
+                    pieces.append((start, stop, old))
+        else:
+            pieces.append((offset, end, offset // BLOCK_BYTES in blocks))
+        blocks.update(range(offset // BLOCK_BYTES, -(-end // BLOCK_BYTES)))
+        for start, stop, old in pieces:
+            piece = data if len(pieces) == 1 else data[start - offset : stop - offset]
+            self._emit("data", inode, offset=start, data=piece, size=end if grows and not self._split_size else -1, allocated=old)
+        if grows and self._split_size:
+            self._emit("size", inode, size=end)
+
+    def _do_copy_range(self, operation: Operation) -> None:
+        """copy_file_range, sendfile: the source's bytes, from the trace or from the simulation, go where a write would go."""
+        table = self._table(operation.pid)
+        source = table.get(operation.fd2) if operation.fd2 is not None else None
+        data = operation.payload
+        if source is not None:
+            start = source.position if operation.address < 0 else operation.address
+            if data is None:
+                data = self.image.read(source.inode, start, operation.result)
+            if operation.address < 0:
+                source.position += operation.result
+        if operation.fd in table:
+            if data is None or len(data) != operation.result:
+                self._contradiction(operation, "what was copied is not known")
+                data = (data or b"").ljust(operation.result, b"\0")
+            self._write_call(operation, data)
+
+    def _truncate(self, inode: int, size: int) -> None:
+        blocks = self._allocated.setdefault(inode, set())
+        self._allocated[inode] = {block for block in blocks if block * BLOCK_BYTES < size}
+        self._emit("trunc", inode, size=size)
+
+    def _do_truncate(self, operation: Operation) -> None:
+        inode, _ = self._target(operation)
+        if inode and operation.length != self.image.size_bytes(inode):
+            self._truncate(inode, operation.length)
+
+    def _do_fallocate(self, operation: Operation) -> None:
+        inode, _ = self._target(operation)
+        if not inode:
+            return
+        start, length, mode = operation.offset or 0, operation.length, operation.mode
+        size = self.image.size_bytes(inode)
+        end = start + length
+        if mode & (COLLAPSE_RANGE | INSERT_RANGE):
+            tail = self.image.read(inode, end if mode & COLLAPSE_RANGE else start, size)
+            new_size = size - length if mode & COLLAPSE_RANGE else size + length
+            if mode & INSERT_RANGE:
+                tail = bytes(length) + tail
+            else:
+                self._truncate(inode, new_size)
+            self._write(inode, start, tail)
+            return
+        if mode & (PUNCH_HOLE | ZERO_RANGE):
+            blank = min(end, size) - start
+            if blank > 0:
+                self._emit("data", inode, offset=start, data=bytes(blank), allocated=True)
+        blocks = self._allocated.setdefault(inode, set())
+        if mode & PUNCH_HOLE:
+            blocks.difference_update(range(-(-start // BLOCK_BYTES), end // BLOCK_BYTES))
+        else:
+            blocks.update(range(start // BLOCK_BYTES, -(-end // BLOCK_BYTES)))
+            if not mode & KEEP_SIZE and end > size:
+                self._emit("size", inode, size=end)
+
+    def _do_setxattr(self, operation: Operation) -> None:
+        inode, _ = self._target(operation)
+        if inode and operation.marker is not None and operation.marker.startswith("user."):
+            self._emit("xattr", inode, name=operation.marker, data=operation.payload or b"", size=len(operation.payload or b""))
+
+    def _do_removexattr(self, operation: Operation) -> None:
+        inode, _ = self._target(operation)
+        if inode and operation.marker is not None and operation.marker.startswith("user."):
+            self._emit("xattr", inode, name=operation.marker)
+
+    # ---- mappings -------------------------------------------------------------------------------------------------------
+    def _do_mmap(self, operation: Operation) -> None:
+        inode, _ = self._target(operation)
+        if inode and operation.flags & MAP_SHARED_MASK in (MAP_SHARED, MAP_SHARED_VALIDATE):
+            self._unmap(operation.pid, operation.address, operation.length)
+            mapping = Mapping(operation.address, operation.address + operation.length, inode, operation.offset or 0)
+            self._mappings.setdefault(operation.pid, []).append(mapping)
+            self.mapped.setdefault(operation.paths[-1])
+
+    def _do_munmap(self, operation: Operation) -> None:
+        self._unmap(operation.pid, operation.address, operation.length)
+
+    def _unmap(self, pid: int, address: int, length: int) -> None:
+        end = address + length
+        kept = []
+        for one in self._mappings.get(pid, []):
+            if one.start < address:
+                kept.append(Mapping(one.start, min(one.end, address), one.inode, one.offset))
+            if one.end > end:
+                start = max(one.start, end)
+                kept.append(Mapping(start, one.end, one.inode, one.offset + start - one.start))
+        # In place: threads that share the address space share the list.
+        self._mappings.setdefault(pid, [])[:] = [one for one in kept if one.start < one.end]
+
+    def _do_msync(self, operation: Operation) -> None:
+        if not operation.flags & MS_SYNC:
+            return
+        end = operation.address + operation.length
+        for one in self._mappings.get(operation.pid, []):
+            start, stop = max(one.start, operation.address), min(one.end, end)
+            if start < stop:
+                self._emit("sync", one.inode, offset=one.offset + start - one.start, size=stop - start, scope="file")
+
+    def _do_store(self, operation: Operation) -> None:
+        place = self._lookup.path(operation.paths[-1], follow=True)
+        if place.inode and operation.payload is not None:
+            self._emit("store", place.inode, offset=operation.offset or 0, data=operation.payload)
+
+    # ---- syncs and markers ----------------------------------------------------------------------------------------------
+    def _do_fsync(self, operation: Operation) -> None:
+        inode, _ = self._target(operation)
+        if inode:
+            whole: SyncScope = "file" if operation.kind == "fsync" else "data"
+            self._emit("sync", inode, scope="dir" if self.image.is_directory(inode) else whole)
+
+    _do_fdatasync = _do_fsync
+
+    def _do_sync(self, operation: Operation) -> None:
+        self._emit("sync", scope="all")
+
+    _do_syncfs = _do_sync
+
+    def _do_sync_file_range(self, operation: Operation) -> None:
+        inode, _ = self._target(operation)
+        if inode and operation.flags:
+            self._emit("sync", inode, offset=operation.offset or 0, size=operation.length or -1, scope="range")
+
+    def _do_begin(self, operation: Operation) -> None:
+        self._emit("marker", name=f"{operation.kind} {operation.marker}")
+
+    _do_ack = _do_begin
+
+    # ---- names ----------------------------------------------------------------------------------------------------------
+    def _named(self, operation: Operation, path: str, *, follow: bool = False) -> Place | None:
+        place = self._lookup.path(path, follow=follow)
+        if not place.inode:
+            self._contradiction(operation, f"{path} does not exist in the simulation")
+            return None
+        return place
+
+    def _do_rename(self, operation: Operation) -> None:
+        source = self._named(operation, operation.paths[0])
+        target = self._lookup.path(operation.paths[1], follow=False)
+        if source is None or source.inode == target.inode:
+            return
+        kind: MicroKind = "exchange" if operation.flags & RENAME_EXCHANGE else "rename"
+        self._emit(kind, source.inode, source.parent, source.name, parent2=target.parent, name2=target.name, replaced=target.inode)
+        if target.parent == OUTSIDE and self.image.is_directory(source.inode):
+            self._lookup.note_outside(target.name)
+
+    def _do_link(self, operation: Operation) -> None:
+        inode = 0
+        if operation.fd is not None:
+            opened = self._open_file(operation, operation.fd, None)
+            inode = opened.inode if opened is not None else 0
+        if not inode:
+            source = self._named(operation, operation.paths[0], follow=bool(operation.flags & AT_SYMLINK_FOLLOW))
+            if source is None:
+                return
+            inode = source.inode
+        target = self._lookup.path(operation.paths[1], follow=False)
+        self._emit("link", inode, target.parent, target.name)
+
+    def _do_symlink(self, operation: Operation) -> None:
+        place = self._lookup.path(operation.paths[1], follow=False)
+        self._emit("symlink", self._new_inode(), place.parent, place.name, data=os.fsencode(operation.paths[0]))
+
+    def _do_mkdir(self, operation: Operation) -> None:
+        place = self._lookup.path(operation.paths[0], follow=False)
+        if place.inode == ROOT:  # the program itself created the directory that is traced
+            return
+        self._emit("mkdir", self._new_inode(), place.parent, place.name)
+        if place.parent == OUTSIDE:
+            self._lookup.note_outside(place.name)
+
+    def _do_unlink(self, operation: Operation) -> None:
+        place = self._named(operation, operation.paths[0])
+        if place is not None:
+            kind: MicroKind = "rmdir" if self.image.is_directory(place.inode) else "unlink"
+            self._emit(kind, place.inode, place.parent, place.name)
+
+    _do_rmdir = _do_unlink
