@@ -164,10 +164,11 @@ class _Scope:
                     self._wanted.add(old)
                 elif draft.kind == "link" and self.inside(old) and not self.inside(new):
                     self._wanted.add(new)
-            elif draft.kind == "copy_range" and self.inside(draft.paths[1]) and not self.inside(draft.paths[0]):
-                if draft.paths[0].startswith("/"):
-                    self.sources.add(draft.paths[0])
-                    self._wanted.add(draft.paths[0])
+            elif draft.kind == "copy_range":
+                source, target = draft.paths
+                if source.startswith("/") and self.inside(target) and not self.inside(source):
+                    self.sources.add(source)
+                    self._wanted.add(source)
         for draft in listed:
             if draft.kind == "open" and draft.flags & (abi.O_CREAT | abi.O_TRUNC) and draft.paths[0] in self._wanted:
                 self.created.add(draft.paths[0])

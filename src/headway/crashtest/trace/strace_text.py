@@ -11,7 +11,7 @@ _PREFIX = re.compile(r"(?:\[pid +(\d+)\] |(\d+) +)?(?:\d+:\d+:\d+(?:\.\d+)? |\d+
 _UNFINISHED = " <unfinished ...>"
 _RESUMED = re.compile(r"<\.\.\. (\w+) resumed> ?")
 _NAME = re.compile(r"(\w+)\(")
-_RESULT = re.compile(r"\)?\s*= (-?\d+|0x[0-9a-f]+|\?)(<)?")
+_RESULT = re.compile(r"\)?\s*= (0x[0-9a-f]+|-?\d+|\?)(<)?")
 _STRING = re.compile(r'@?"([^"\\]*+(?:\\.[^"\\]*+)*+)"(\.\.\.)?', re.DOTALL)
 _BRACKETED_PATH = re.compile(r"<((?:\[[^\]]*\]|\\.|[^>\\])*)>(\(deleted\))?")
 _NUMBER = re.compile(r"-?(?:0x[0-9a-fA-F]+|\d+)")
