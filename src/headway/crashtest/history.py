@@ -9,6 +9,7 @@ from headway.crashtest.micro import CHANGE_KINDS, Micro
 from headway.crashtest.models.forcing import forced
 from headway.crashtest.models.model import PersistenceModel
 from headway.crashtest.models.order import edges, rewritten_files
+from headway.crashtest.models.variants import Variant
 from headway.crashtest.operations import Operation, Trace
 from headway.crashtest.tree import Tree
 from headway.crashtest.vfs import lower
@@ -78,12 +79,22 @@ class History:
     def _images(self) -> ImageBuilder:
         return ImageBuilder(self.initial, self.micros)
 
-    def tree(self, kept: int) -> Tree:
-        """The directory after the changes in `kept`, applied in the order they were made."""
-        return self._images.build(kept)
+    def tree(self, kept: int, variant: Variant | None = None) -> Tree:
+        """The directory after the changes in `kept`, applied in the order they were made; `variant` gives one of them another form."""
+        return self._images.build(kept, None if variant is None else {variant.place: variant.micro})
 
-    def markers(self, after: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """(begun, acknowledged) operations of the program by place `after`."""
-        names = [micro.name for micro in self.micros[: after + 1] if micro.kind == "marker"]
-        begun = tuple(name.removeprefix("begin ") for name in names if name.startswith("begin "))
-        return begun, tuple(name.removeprefix("ack ") for name in names if name.startswith("ack "))
+    @cached_property
+    def markers(self) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+        """For each place the (begun, acknowledged) operations of the program by then."""
+        result: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
+        begun: tuple[str, ...] = ()
+        acks: tuple[str, ...] = ()
+        for micro in self.micros:
+            if micro.kind == "marker":
+                word, _, text = micro.name.partition(" ")
+                if word == "begin":
+                    begun = (*begun, text)
+                else:
+                    acks = (*acks, text)
+            result.append((begun, acks))
+        return result
