@@ -4,6 +4,7 @@ A state then costs a fork and the check itself. A child that dies of a signal or
 A program that starts threads when it is imported cannot be forked safely: use a ProgramOracle for it.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -64,6 +65,8 @@ class ForkServer:
 
     def close(self) -> None:
         """Ends the server and whatever it still runs."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # servers forked later hold copies of this end: closing it alone is not heard
         self._socket.close()
         deadline = time.monotonic() + 2
         while time.monotonic() < deadline:

@@ -23,3 +23,5 @@ class Target:
     needs: str = ""
     setup: Workload | None = None
     planted: bool = False
+    ignore: tuple[str, ...] = ()
+    """Files that recovery never reads and that no tracer sees written (lock tables in shared memory)."""
