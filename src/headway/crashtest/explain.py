@@ -18,7 +18,7 @@ from headway.crashtest.operations import Frame
 if TYPE_CHECKING:
     from headway.crashtest.check import Failure
 
-_NUMBERED = re.compile(r"[0-9a-fA-F]{6,}|\d+")
+_NUMBERED = re.compile(r"[0-9a-fA-F]{6,}|(?<=/)[0-9a-f]{2}(?=/)|\d+")  # the two-digit folders of content-addressed stores too
 _SYSTEM = ("/usr/lib", "/lib/", "<frozen", "/usr/include", "site-packages/headway")
 ACKNOWLEDGED = "the acknowledgement"
 NOTHING_LOST = "everything before"
@@ -203,6 +203,8 @@ class Shapes:
     def describe(self, micro: Micro, *, exact: bool = True) -> str:
         """One change in words; with `exact=False` digits become # so that equal purposes get equal words."""
         inode = self.path(micro.inode)
+        if not exact and micro.kind in ("data", "size", "store"):  # halves of one system call are one source place
+            return _NUMBERED.sub("#", f"write to {inode}")
         if micro.kind == "rename":
             text = f"rename of {self._name(micro.parent, micro.name)} to {self._name(micro.parent2, micro.name2)}"
         elif micro.kind == "exchange":

@@ -208,5 +208,5 @@ TARGETS = (
     Target("lmdb-nosync", "LMDB without sync", _lmdb(False), _lmdb_check, clean=False, needs="lmdb", ignore=("lock.mdb",)),
     Target("rocksdb", "RocksDB (rocksdict), synced writes", _rocksdb, _rocksdb_check, clean=True, needs="rocksdict"),
     Target("diskcache", "diskcache, 40 kB values in files", _diskcache, _diskcache_check, clean=False, needs="diskcache"),
-    Target("zodb", "ZODB FileStorage", _zodb, _zodb_check, clean=None, needs="ZODB"),
+    Target("zodb", "ZODB FileStorage", _zodb, _zodb_check, clean=None, needs="ZODB", imports=("ZODB.FileStorage", "transaction")),
 )

@@ -345,7 +345,7 @@ def _counted_check(header: str, body: str, skip_bytes: int) -> TargetCheck:
 
 
 def _directory_not_synced(directory: Path, fixed: bool) -> None:
-    """A new sub-directory for each record; its name in the parent is never synced. Journaling file systems forgive it, POSIX does not promise it."""
+    """A new sub-directory for each record; its name in the parent is never synced. Journals forgive it, POSIX does not promise it."""
     for number in range(1, 4):
         begin(str(number))
         shard = directory / f"shard-{number}"
