@@ -184,6 +184,8 @@ class _World:
         if operation.fd2 is not None:
             self._table(operation.pid).put(operation.fd2, OpenFile(inode, 0, flags), flags)
 
+    _do_creat = _do_open
+
     def _do_close(self, operation: Operation) -> None:
         if operation.fd is not None:
             self._table(operation.pid).pop(operation.fd, None)

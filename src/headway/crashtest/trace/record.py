@@ -5,15 +5,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Literal
 
 from headway.crashtest.markers import VARIABLE
-from headway.crashtest.operations import Operation, Trace, TraceError
-from headway.crashtest.trace import leash, strace
+from headway.crashtest.operations import Trace, TraceError
+from headway.crashtest.trace import leash, ptrace, strace
 from headway.crashtest.trace.assemble import assemble
-from headway.crashtest.trace.calls import Call
 from headway.crashtest.tree import Tree
 
 Backend = Literal["auto", "strace", "ptrace"]
@@ -69,15 +68,8 @@ def record(
         finally:
             os.close(marker_fd)
         final = Tree.read(here)
-        calls: Iterable[Call]
-        stores: Sequence[Operation] = ()
-        if chosen == "strace":
-            calls = strace.read_log(log) if log.exists() else []
-        else:
-            from headway.crashtest.trace import ptrace_log
-
-            calls, stores = ptrace_log.read(log)
-        assembly = assemble(calls, str(here), start, marker_path=str(marker_path), stdout_markers=stdout_markers, stores=stores)
+        calls = strace.read_log(log) if log.exists() else []
+        assembly = assemble(calls, str(here), start, marker_path=str(marker_path), stdout_markers=stdout_markers)
     if code in (126, 127) and not assembly.operations:
         raise TraceError(f"{words[0]!r} could not be run under {chosen} (exit code {code}); its message is above")
     return Trace(
@@ -104,9 +96,8 @@ def choose(backend: Backend) -> Literal["strace", "ptrace"]:
 
 
 def _ptrace_command(log: Path, root: Path, words: list[str]) -> list[str]:
-    from headway.crashtest.trace import ptrace
-
-    return [sys.executable, "-I", "-S", ptrace.__file__, str(log), str(root), "--", *words]
+    sources = Path(ptrace.__file__).parents[3]
+    return [sys.executable, "-I", "-S", ptrace.__file__, str(sources), str(log), str(root), "--", *words]
 
 
 def _wait(process: subprocess.Popen[bytes], timeout_s: float | None, words: list[str]) -> int:
