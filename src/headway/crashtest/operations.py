@@ -32,7 +32,8 @@ class Operation:
 
     `kind` is the canonical name, whatever the variant: open creat read write pwrite lseek close dup fsync fdatasync sync syncfs
     sync_file_range rename link unlink symlink mkdir rmdir truncate fallocate mmap munmap store msync copy_range setxattr removexattr
-    chmod fork exec exit begin ack flush fence. The vector calls are `write` and `pwrite` with their parts joined; openat is `open`;
+    fork exec exit setfd setfl close_range mremap
+    begin ack flush fence. The vector calls are `write` and `pwrite` with their parts joined; openat is `open`;
     ftruncate is `truncate` with a descriptor; copy_file_range, sendfile and splice are `copy_range`; clone is `fork`.
 
     - `paths`: absolute; for calls on a descriptor the path of the open file at that time. Two for rename and link (old, new);
@@ -42,9 +43,9 @@ class Operation:
       FALLOC_*, mmap: `mode` is PROT_*, fork: CLONE_*; write: RWF_*).
     - `offset`, `length`: bytes; `offset` None where the open file's own position counts. lseek: `result` is the new position.
       copy_range: `offset` is the place in the target, `address` the place in the source (-1: the source's own position).
-    - `payload`: the bytes that were written (`result` of them), the value of an attribute; None where nothing is written.
+    - `payload`: the bytes that were written (`result` of them), the value of an attribute; None where nothing is written or not known.
     - `address`: of mmap, munmap, msync and store: the address in the program; else 0.
-    - `marker`: the text behind begin or ack. `stack`: innermost frame first; empty when not recorded.
+    - `marker`: the text behind begin or ack; the name of an attribute. `stack`: innermost frame first; empty when not recorded.
     - a happened before b for certain only if a.seq_exit < b.seq_enter.
     """
 
@@ -74,7 +75,7 @@ class Trace:
 
     `root` is the absolute path of the traced directory; `final` is None when the run was not observed to its end (imports).
     `source` names the tracer. `unseen` are sentences about writers that the tracer could not see: such a trace is never clean.
-    `command` is what was run, as far as known.
+    `command` is what was run and `exit_code` how it ended (-N: by signal N), as far as known.
     """
 
     root: str
@@ -84,6 +85,7 @@ class Trace:
     source: str
     unseen: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
+    exit_code: int | None = None
 
     def save(self, path: str | Path) -> None:
         """Writes the trace to one file."""

@@ -12,7 +12,7 @@ import msgspec
 
 from headway.core.durable import publish
 from headway.crashtest.operations import Frame, Operation, Trace, TraceError
-from headway.crashtest.tree import ROOT, Directory, File, Node, Symlink, Tree
+from headway.crashtest.tree import OUTSIDE, ROOT, Directory, File, Node, Symlink, Tree
 
 MAGIC = b"HWCT0001"
 MAX_DOCUMENT_BYTES = 1 << 30
@@ -63,6 +63,7 @@ class _Document(msgspec.Struct):
     source: str
     unseen: list[str]
     command: list[bytes]
+    exit_code: int | None
     blobs: list[int]  # lengths, in the order of the blob
     frames: list[_Frame]
     operations: list[_Operation]
@@ -117,6 +118,7 @@ def save(trace: Trace, path: str | Path) -> None:
             trace.source,
             list(trace.unseen),
             [_raw(word) for word in trace.command],
+            trace.exit_code,
             [len(part) for part in blobs.parts],
             [_Frame(frame.function, frame.file, frame.line, frame.address) for frame in frames],
             operations,
@@ -193,6 +195,7 @@ def _unpack(document: _Document, blob: memoryview, kind: type[T]) -> T:
         document.source,
         tuple(document.unseen),
         tuple(_text(word) for word in document.command),
+        document.exit_code,
     )
 
 
@@ -214,7 +217,7 @@ def _unpack_tree(packed: dict[int, _Node], parts: list[bytes]) -> Tree:
         if node.kind == "f" and node.content is not None:
             nodes[inode] = File(_at(parts, node.content), node.mode, tuple(node.xattrs))
         elif node.kind == "d":
-            nodes[inode] = Directory({_name(name): child for name, child in node.entries.items()}, node.mode)
+            nodes[inode] = Directory({_name(name, inode): child for name, child in node.entries.items()}, node.mode)
         elif node.kind == "l":
             nodes[inode] = Symlink(_text(node.target))
         else:
@@ -238,9 +241,9 @@ def _refuse_cycles(nodes: dict[int, Node]) -> None:
                     pending.append(child)
 
 
-def _name(raw: bytes) -> str:
+def _name(raw: bytes, directory: int) -> str:
     """A name that stays inside its directory when it is written."""
-    if raw in (b"", b".", b"..") or b"/" in raw or b"\0" in raw:
+    if directory != OUTSIDE and (raw in (b"", b".", b"..") or b"/" in raw or b"\0" in raw):
         raise ValueError(f"{raw!r} is no file name")
     return _text(raw)
 

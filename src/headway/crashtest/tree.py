@@ -34,7 +34,7 @@ class File:
     """A regular file. Never change one: trees share them. `xattrs` are those in the user namespace."""
 
     data: bytes = b""
-    mode: int = FILE_MODE
+    mode: int = field(default=FILE_MODE, compare=False)
     xattrs: tuple[tuple[str, bytes], ...] = ()
     _digest: bytes | None = field(default=None, compare=False, repr=False)
 
@@ -262,9 +262,7 @@ def _difference(a: tuple[Node | str, str], b: tuple[Node | str, str]) -> str:
             return f"{len(one.data)} bytes against {len(two.data)}, the first difference at byte {same}"
         if one.xattrs != two.xattrs:
             return f"attributes {one.xattrs} against {two.xattrs}"
-        if one_first != two_first:
-            return f"is one file with {one_first} against {two_first}"
-        return f"mode {one.mode:o} against {two.mode:o}"
+        return f"is one file with {one_first} against {two_first}"
     if isinstance(one, Symlink) and isinstance(two, Symlink):
         return f"points to {one.target} against {two.target}"
     return f"is a {_kind(one)} against a {_kind(two)}"

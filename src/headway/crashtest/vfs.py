@@ -7,22 +7,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from headway.crashtest import linux_abi as abi
 from headway.crashtest.images import Image
 from headway.crashtest.micro import BLOCK_BYTES, Micro, MicroKind, SyncScope
 from headway.crashtest.operations import Operation, Trace
 from headway.crashtest.paths import Lookup, Place
 from headway.crashtest.tree import OUTSIDE, ROOT, File
-
-# Linux x86-64 values; those that differ between architectures are not taken from `os`.
-O_APPEND, O_TRUNC, O_CREAT, O_EXCL, O_NOFOLLOW = 0o2000, 0o1000, 0o100, 0o200, 0o400000
-O_DSYNC, O_SYNC, O_TMPFILE, O_ACCMODE = 0o10000, 0o4010000, 0o20200000, 0o3
-RWF_DSYNC, RWF_SYNC, RWF_APPEND = 0x2, 0x4, 0x10
-RENAME_EXCHANGE = 2
-AT_SYMLINK_FOLLOW, AT_EMPTY_PATH = 0x400, 0x1000
-CLONE_VM, CLONE_FILES = 0x100, 0x400
-MS_SYNC = 4
-MAP_SHARED_MASK, MAP_SHARED, MAP_SHARED_VALIDATE = 0xF, 1, 3
-KEEP_SIZE, PUNCH_HOLE, COLLAPSE_RANGE, ZERO_RANGE, INSERT_RANGE = 0x1, 0x2, 0x8, 0x10, 0x20
 
 
 @dataclass(slots=True)
@@ -32,6 +22,31 @@ class OpenFile:
     inode: int
     position: int = 0
     flags: int = 0
+
+
+class Descriptors(dict[int, OpenFile]):
+    """A process's descriptors, and which of them exec closes."""
+
+    def __init__(self, other: "Descriptors | None" = None) -> None:
+        super().__init__(other or {})
+        self.closed_by_exec: set[int] = set(other.closed_by_exec) if other is not None else set()
+
+    def put(self, fd: int, opened: OpenFile, flags: int) -> None:
+        """A new descriptor; `flags` with O_CLOEXEC says that exec closes it."""
+        self[fd] = opened
+        self.mark(fd, bool(flags & abi.O_CLOEXEC))
+
+    def mark(self, fd: int, closed: bool) -> None:
+        """Sets or clears close-on-exec."""
+        (self.closed_by_exec.add if closed else self.closed_by_exec.discard)(fd)
+
+    def after_exec(self) -> "Descriptors":
+        """What is left after exec."""
+        kept = Descriptors(self)
+        for fd in kept.closed_by_exec:
+            kept.pop(fd, None)
+        kept.closed_by_exec.clear()
+        return kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +91,7 @@ class _World:
         self._split_size = split_size
         self._lookup = Lookup(self.image, trace.root)
         self._next_inode = max(trace.initial.nodes, default=ROOT) + 1
-        self._tables: dict[int, dict[int, OpenFile]] = {}
+        self._tables: dict[int, Descriptors] = {}
         self._mappings: dict[int, list[Mapping]] = {}
         self._allocated: dict[int, set[int]] = {
             inode: set(range(-(-len(node.data) // BLOCK_BYTES))) for inode, node in trace.initial.nodes.items() if isinstance(node, File)
@@ -121,8 +136,8 @@ class _World:
         return self._next_inode - 1
 
     # ---- descriptors ----------------------------------------------------------------------------------------------------
-    def _table(self, pid: int) -> dict[int, OpenFile]:
-        return self._tables.setdefault(pid, {})
+    def _table(self, pid: int) -> Descriptors:
+        return self._tables.setdefault(pid, Descriptors())
 
     def _open_file(self, operation: Operation, fd: int | None, path: str | None) -> OpenFile | None:
         """The open file of a descriptor; one that was open before the trace began is found by its path, at position 0."""
@@ -151,23 +166,23 @@ class _World:
 
     def _do_open(self, operation: Operation) -> None:
         flags = operation.flags
-        tmpfile = flags & O_TMPFILE == O_TMPFILE
-        exclusive = flags & O_CREAT and flags & O_EXCL
-        place = self._lookup.path(operation.paths[-1], follow=not (flags & O_NOFOLLOW or (exclusive and not tmpfile)))
+        tmpfile = flags & abi.O_TMPFILE == abi.O_TMPFILE
+        exclusive = flags & abi.O_CREAT and flags & abi.O_EXCL
+        place = self._lookup.path(operation.paths[-1], follow=not (flags & abi.O_NOFOLLOW or (exclusive and not tmpfile)))
         inode = place.inode
         if tmpfile:
             inode = self._new_inode()
         elif not inode:
-            if not flags & O_CREAT:
+            if not flags & abi.O_CREAT:
                 # Something that is no content (a FIFO, a socket) or was made by somebody the tracer did not see.
                 self._contradiction(operation, "opened, but there is no such file in the simulation")
                 return
             inode = self._new_inode()
             self._emit("link", inode, place.parent, place.name)
-        elif flags & O_TRUNC and (self.image.size_bytes(inode) or self._allocated.get(inode)):
+        elif flags & abi.O_TRUNC and (self.image.size_bytes(inode) or self._allocated.get(inode)):
             self._truncate(inode, 0)
         if operation.fd2 is not None:
-            self._table(operation.pid)[operation.fd2] = OpenFile(inode, 0, flags)
+            self._table(operation.pid).put(operation.fd2, OpenFile(inode, 0, flags), flags)
 
     def _do_close(self, operation: Operation) -> None:
         if operation.fd is not None:
@@ -181,21 +196,32 @@ class _World:
         if opened is None:  # a foreign file put on top of one of ours
             table.pop(operation.fd2, None)
         else:
-            table[operation.fd2] = opened
+            table.put(operation.fd2, opened, operation.flags)
+
+    def _do_setfd(self, operation: Operation) -> None:
+        if operation.fd is not None:
+            self._table(operation.pid).mark(operation.fd, bool(operation.flags & abi.FD_CLOEXEC))
+
+    def _do_close_range(self, operation: Operation) -> None:
+        table = self._table(operation.pid)
+        for fd in [fd for fd in table if (operation.fd or 0) <= fd <= (operation.fd2 or 0)]:
+            if operation.flags & abi.CLOSE_RANGE_CLOEXEC:
+                table.mark(fd, True)
+            else:
+                del table[fd]
 
     def _do_setfl(self, operation: Operation) -> None:
         opened = self._open_file(operation, operation.fd, operation.paths[0] if operation.paths else None)
         if opened is not None:
-            opened.flags = opened.flags & ~O_APPEND | operation.flags & O_APPEND
+            opened.flags = opened.flags & ~abi.O_APPEND | operation.flags & abi.O_APPEND
 
     def _do_fork(self, operation: Operation) -> None:
         table, maps = self._table(operation.pid), self._mappings.get(operation.pid, [])
-        self._tables[operation.result] = table if operation.flags & CLONE_FILES else dict(table)
-        self._mappings[operation.result] = maps if operation.flags & CLONE_VM else list(maps)
+        self._tables[operation.result] = table if operation.flags & abi.CLONE_FILES else Descriptors(table)
+        self._mappings[operation.result] = maps if operation.flags & abi.CLONE_VM else list(maps)
 
     def _do_exec(self, operation: Operation) -> None:
-        # A table that was shared is so no longer. Descriptors that exec closed are left in: their numbers are not used until opened.
-        self._tables[operation.pid] = dict(self._table(operation.pid))
+        self._tables[operation.pid] = self._table(operation.pid).after_exec()
         self._mappings[operation.pid] = []
 
     def _do_exit(self, operation: Operation) -> None:
@@ -225,7 +251,7 @@ class _World:
         if not inode or self.image.is_directory(inode):
             return
         how = opened.flags if opened is not None else 0
-        if how & O_APPEND or operation.flags & RWF_APPEND:
+        if how & abi.O_APPEND or operation.flags & abi.RWF_APPEND:
             offset = self.image.size_bytes(inode)
         elif operation.offset is not None:
             offset = operation.offset
@@ -234,9 +260,9 @@ class _World:
         if operation.offset is None and opened is not None:
             opened.position = offset + len(data)
         self._write(inode, offset, data)
-        if how & O_SYNC == O_SYNC or operation.flags & RWF_SYNC:
+        if how & abi.O_SYNC == abi.O_SYNC or operation.flags & abi.RWF_SYNC:
             self._emit("sync", inode, scope="file")
-        elif how & O_DSYNC or operation.flags & RWF_DSYNC:
+        elif how & abi.O_DSYNC or operation.flags & abi.RWF_DSYNC:
             self._emit("sync", inode, scope="data")
 
     def _write(self, inode: int, offset: int, data: bytes) -> None:
@@ -297,25 +323,25 @@ class _World:
         start, length, mode = operation.offset or 0, operation.length, operation.mode
         size = self.image.size_bytes(inode)
         end = start + length
-        if mode & (COLLAPSE_RANGE | INSERT_RANGE):
-            tail = self.image.read(inode, end if mode & COLLAPSE_RANGE else start, size)
-            new_size = size - length if mode & COLLAPSE_RANGE else size + length
-            if mode & INSERT_RANGE:
+        if mode & (abi.FALLOC_COLLAPSE_RANGE | abi.FALLOC_INSERT_RANGE):
+            tail = self.image.read(inode, end if mode & abi.FALLOC_COLLAPSE_RANGE else start, size)
+            new_size = size - length if mode & abi.FALLOC_COLLAPSE_RANGE else size + length
+            if mode & abi.FALLOC_INSERT_RANGE:
                 tail = bytes(length) + tail
             else:
                 self._truncate(inode, new_size)
             self._write(inode, start, tail)
             return
-        if mode & (PUNCH_HOLE | ZERO_RANGE):
+        if mode & (abi.FALLOC_PUNCH_HOLE | abi.FALLOC_ZERO_RANGE):
             blank = min(end, size) - start
             if blank > 0:
                 self._emit("data", inode, offset=start, data=bytes(blank), allocated=True)
         blocks = self._allocated.setdefault(inode, set())
-        if mode & PUNCH_HOLE:
+        if mode & abi.FALLOC_PUNCH_HOLE:
             blocks.difference_update(range(-(-start // BLOCK_BYTES), end // BLOCK_BYTES))
         else:
             blocks.update(range(start // BLOCK_BYTES, -(-end // BLOCK_BYTES)))
-            if not mode & KEEP_SIZE and end > size:
+            if not mode & abi.FALLOC_KEEP_SIZE and end > size:
                 self._emit("size", inode, size=end)
 
     def _do_setxattr(self, operation: Operation) -> None:
@@ -331,7 +357,7 @@ class _World:
     # ---- mappings -------------------------------------------------------------------------------------------------------
     def _do_mmap(self, operation: Operation) -> None:
         inode, _ = self._target(operation)
-        if inode and operation.flags & MAP_SHARED_MASK in (MAP_SHARED, MAP_SHARED_VALIDATE):
+        if inode and operation.flags & abi.MAP_TYPE in (abi.MAP_SHARED, abi.MAP_SHARED_VALIDATE):
             self._unmap(operation.pid, operation.address, operation.length)
             mapping = Mapping(operation.address, operation.address + operation.length, inode, operation.offset or 0)
             self._mappings.setdefault(operation.pid, []).append(mapping)
@@ -339,6 +365,14 @@ class _World:
 
     def _do_munmap(self, operation: Operation) -> None:
         self._unmap(operation.pid, operation.address, operation.length)
+
+    def _do_mremap(self, operation: Operation) -> None:
+        """`address` and `offset` are the old place and length, `result` and `length` the new ones."""
+        moved = [one for one in self._mappings.get(operation.pid, []) if one.start <= operation.address < one.end]
+        self._unmap(operation.pid, operation.address, operation.offset or 0)
+        if moved:
+            start = moved[0].offset + operation.address - moved[0].start
+            self._mappings[operation.pid].append(Mapping(operation.result, operation.result + operation.length, moved[0].inode, start))
 
     def _unmap(self, pid: int, address: int, length: int) -> None:
         end = address + length
@@ -353,7 +387,7 @@ class _World:
         self._mappings.setdefault(pid, [])[:] = [one for one in kept if one.start < one.end]
 
     def _do_msync(self, operation: Operation) -> None:
-        if not operation.flags & MS_SYNC:
+        if not operation.flags & abi.MS_SYNC:
             return
         end = operation.address + operation.length
         for one in self._mappings.get(operation.pid, []):
@@ -403,7 +437,7 @@ class _World:
         target = self._lookup.path(operation.paths[1], follow=False)
         if source is None or source.inode == target.inode:
             return
-        kind: MicroKind = "exchange" if operation.flags & RENAME_EXCHANGE else "rename"
+        kind: MicroKind = "exchange" if operation.flags & abi.RENAME_EXCHANGE else "rename"
         self._emit(kind, source.inode, source.parent, source.name, parent2=target.parent, name2=target.name, replaced=target.inode)
         if target.parent == OUTSIDE and self.image.is_directory(source.inode):
             self._lookup.note_outside(target.name)
@@ -414,7 +448,7 @@ class _World:
             opened = self._open_file(operation, operation.fd, None)
             inode = opened.inode if opened is not None else 0
         if not inode:
-            source = self._named(operation, operation.paths[0], follow=bool(operation.flags & AT_SYMLINK_FOLLOW))
+            source = self._named(operation, operation.paths[0], follow=bool(operation.flags & abi.AT_SYMLINK_FOLLOW))
             if source is None:
                 return
             inode = source.inode
