@@ -16,6 +16,7 @@ from headway.crashtest.micro import NAME_KINDS, Micro
 from headway.crashtest.operations import Frame
 
 ROUNDS = 3  # of refinement
+MAX_PERIOD_STEPS = 6  # of a repetition on one object
 KEPT_FRAMES = 4  # innermost frames with source that tell two call sites apart
 # The C library's and the interpreter's frames say nothing about who called; files of ours are the tool's own.
 _NOISE = re.compile(r"^/usr/(include|lib)/|/headway/crashtest/|<frozen ")
@@ -135,31 +136,44 @@ def _collapse_objects(objects: list[list[_Step]]) -> list[list[_Step]]:
         older = members[:-1] if len(members) > 2 else []
         result.extend(members[len(older) :])
         if older:
-            mask = 0
-            for steps in older:
-                for _, places in steps:
-                    mask |= places
-            result.append([("older: " + ";".join(shape), mask)])
+            result.append([("older: " + ";".join(shape), _union([step for steps in older for step in steps]))])
     return result
 
 
 def _collapse_runs(steps: list[_Step]) -> list[_Step]:
+    """Repetitions of one to six steps: the first and the last stay as they are, those in between are lost or kept together."""
     result: list[_Step] = []
     start = 0
     while start < len(steps):
-        end = start
-        while end < len(steps) and steps[end][0] == steps[start][0]:
-            end += 1
-        run = steps[start:end]
-        if len(run) > 2:
-            middle = 0
-            for _, places in run[1:-1]:
-                middle |= places
-            result += [run[0], ("many " + run[0][0], middle), run[-1]]
-        else:
-            result += run
-        start = end
+        period, times = _repetition(steps, start)
+        middle = steps[start + period : start + period * (times - 1)]
+        result += steps[start : start + period]
+        if times > 2:
+            result.append(("many " + ";".join(label for label, _ in middle[:period]), _union(middle)))
+        if times > 1:
+            result += steps[start + period * (times - 1) : start + period * times]
+        start += period * times
     return result
+
+
+def _repetition(steps: list[_Step], start: int) -> tuple[int, int]:
+    """(period, times) of the repetition at `start` that covers most steps, the shortest such period; (1, 1) without one."""
+    best = (1, 1)
+    for period in range(1, min(MAX_PERIOD_STEPS, (len(steps) - start) // 3) + 1):
+        end = start + period
+        while end < len(steps) and steps[end][0] == steps[end - period][0]:
+            end += 1
+        times = (end - start) // period
+        if times > 2 and period * times > best[0] * best[1]:
+            best = (period, times)
+    return best
+
+
+def _union(steps: Sequence[_Step]) -> int:
+    mask = 0
+    for _, places in steps:
+        mask |= places
+    return mask
 
 
 def _quotient(history: History, groups: Sequence[int]) -> list[int] | None:
