@@ -34,7 +34,7 @@ class Barrier:
     """In words: `fsync of data.log`, `fsync of the directory .`"""
 
     def __str__(self) -> str:
-        return f"{self.sync} before {self.before}"
+        return f"{self.sync} before {self.before}" if self.before else self.sync
 
 
 @dataclass(slots=True)
@@ -118,7 +118,7 @@ def minimise(history: History, names: "Shapes", failure: "Failure", judges: Judg
     if not lost and variant is None:
         # Nothing is lost and it fails all the same: two changes that belong together are not one step.
         last = max(dag.bits(done), default=0)
-        barrier = Barrier(names.of(last), "the change after it", "one atomic step: new file, fsync, rename, fsync of the directory")
+        barrier = Barrier(names.of(last), "", "one atomic step: new file, fsync, rename, fsync of the directory")
         finding = Finding(names.of(last), NOTHING_LOST, failure.verdict, barrier, failure, (), last)
     else:
         if not (failure.acks and not fails(kept, ())):

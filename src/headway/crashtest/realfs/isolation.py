@@ -15,8 +15,14 @@ T = TypeVar("T")
 _HEAD = struct.Struct("<I")
 
 
-def in_own_process(body: Callable[[Callable[[int], None]], T], progress: Callable[[int], None] | None) -> T:
-    """`body(report)` runs in the child. HeadwayErrors come back as themselves, others as HeadwayError with their text."""
+Report = Callable[[int, int], None]
+
+
+def in_own_process(body: Callable[[Report], T], progress: Report | None) -> T:
+    """`body(report)` runs in the child; `report(done, total)` reaches `progress` in the parent.
+
+    HeadwayErrors come back as themselves, others as HeadwayError with their text.
+    """
     ours, theirs = socket.socketpair()
     pid = os.fork()
     if pid == 0:
@@ -33,7 +39,7 @@ def in_own_process(body: Callable[[Callable[[int], None]], T], progress: Callabl
                 kind, value = pickle.loads(stream.read(_HEAD.unpack(head)[0]))
                 if kind == "progress":
                     if progress is not None:
-                        progress(value)
+                        progress(*value)
                 elif kind == "error":
                     raise value
                 else:
@@ -52,7 +58,7 @@ def _end(pid: int) -> None:
     os.waitpid(pid, 0)
 
 
-def _child(connection: socket.socket, body: Callable[[Callable[[int], None]], object]) -> None:
+def _child(connection: socket.socket, body: Callable[[Report], object]) -> None:
     """Never returns."""
 
     def send(kind: str, value: object) -> None:
@@ -67,7 +73,7 @@ def _child(connection: socket.socket, body: Callable[[Callable[[int], None]], ob
         die_with_parent()
         private_mounts()
         try:
-            send("result", body(lambda count: send("progress", count)))
+            send("result", body(lambda done, total: send("progress", (done, total))))
         except HeadwayError as problem:
             send("error", problem)
         except Exception as problem:

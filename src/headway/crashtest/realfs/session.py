@@ -16,13 +16,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from headway.core.errors import HeadwayError
 from headway.crashtest.forkserver import ForkServer
 from headway.crashtest.oracle import DEFAULT_TIMEOUT_S, Oracle
 from headway.crashtest.realfs.filesystems import FileSystem, file_system, make, require
-from headway.crashtest.realfs.isolation import in_own_process
+from headway.crashtest.realfs.isolation import Report, in_own_process
 from headway.crashtest.realfs.kernel import Loop, die_with_parent, mount, start_writeback, unmount
 from headway.crashtest.realfs.write_log import Epoch, RealState, WriteLog, read_log, states
 from headway.crashtest.scratch import scratch_directory
@@ -89,7 +90,7 @@ def run_real(
     options: RealOptions | None = None,
     *,
     setup: Setup | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Report | None = None,
 ) -> RealRun:
     """Runs `argv` ({dir} is the directory to work in) and checks its crash states on the file system. Raises UnsupportedMachine."""
     require((system_name,))
@@ -105,7 +106,7 @@ def observe_real(
     require((system_name,))
     system = file_system(system_name, block_bytes=options.block_bytes)
 
-    def body(report: Callable[[int], None]) -> dict[str, int]:
+    def body(report: Report) -> dict[str, int]:
         counts: dict[str, int] = {}
         with _Session(system, options) as session:
             recorded = session.record(argv, setup)
@@ -124,7 +125,7 @@ def _judge(
     oracle: Callable[[], Oracle],
     options: RealOptions,
     setup: Setup | None,
-    report: Callable[[int], None],
+    report: Report,
 ) -> RealRun:
     run = RealRun(system.name, os.uname().release)
     failures: dict[str, RealFailure] = {}
@@ -134,11 +135,10 @@ def _judge(
         run.epochs, run.output = len(recorded.epochs), recorded.output
         run.writes = sum(epoch.stop - epoch.first for epoch in recorded.epochs)
         began = time.monotonic()
-        for state in session.states(recorded):
-            if run.states >= options.limit:
-                break
+        chosen = list(islice(session.states(recorded), options.limit))
+        for state in chosen:
             run.states += 1
-            report(run.states)
+            report(run.states, len(chosen))
             with session.shown(state) as directory:
                 tree = None if directory is None else Tree.read(directory)
             if tree is None:

@@ -95,9 +95,7 @@ def states(log: WriteLog, epochs: Sequence[Epoch], *, split_bytes: int = 0, seed
         last_full = (acks, begun)
 
 
-def _subsets(
-    parts: Sequence[tuple[int, int, int]], chooser: random.Random, samples: int
-) -> Iterator[tuple[tuple[int, int, int], ...]]:
+def _subsets(parts: Sequence[tuple[int, int, int]], chooser: random.Random, samples: int) -> Iterator[tuple[tuple[int, int, int], ...]]:
     if len(parts) <= ALL_SUBSETS_UP_TO:
         for size in range(len(parts) + 1):
             yield from combinations(parts, size)

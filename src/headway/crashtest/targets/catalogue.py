@@ -1,6 +1,8 @@
 """All recipes by name. Recipes whose package is missing are listed too; running one says what to install."""
 
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 from headway.core.errors import ConfigError
 from headway.crashtest.targets import databases, durable, idioms, planted
@@ -17,3 +19,11 @@ def find(name: str) -> Target:
     if target.needs and find_spec(target.needs) is None:
         raise ConfigError(f"the target {name} needs the package {target.needs}: pip install {target.needs}")
     return target
+
+
+def command(name: str) -> list[str]:
+    """How to run a recipe's workload in `{dir}`; an interpreter of our own, so that Headway need not be installed."""
+    find(name)
+    package_root = str(Path(__file__).resolve().parents[3])
+    start = f"import runpy, sys; sys.path.insert(0, {package_root!r}); runpy.run_module('headway.crashtest.targets', run_name='__main__')"
+    return [sys.executable, "-c", start, name, "{dir}"]

@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from headway.crashtest.histories import acked_durable, old_or_new, prefix_of_history
 from headway.crashtest.markers import ack, begin
@@ -422,11 +423,25 @@ def _mapped_check(directory: Path, acks: Sequence[str], begun: Sequence[str]) ->
 
 
 def _pair(
-    name: str, title: str, store: Store, check: TargetCheck, fixed_check: TargetCheck | None = None, model: str = "ext4"
+    name: str,
+    title: str,
+    store: Store,
+    check: TargetCheck,
+    fixed_check: TargetCheck | None = None,
+    model: str = "ext4",
+    backend: Literal["auto", "ptrace"] = "auto",
 ) -> tuple[Target, Target]:
     return (
-        Target(name, title, lambda directory: store(directory, False), check, clean=False, model=model, planted=True),
-        Target(f"{name}-fixed", f"{title}: without the bug", lambda directory: store(directory, True), fixed_check or check, True, model),
+        Target(name, title, lambda directory: store(directory, False), check, clean=False, model=model, planted=True, backend=backend),
+        Target(
+            f"{name}-fixed",
+            f"{title}: without the bug",
+            lambda directory: store(directory, True),
+            fixed_check or check,
+            clean=True,
+            model=model,
+            backend=backend,
+        ),
     )
 
 
@@ -458,5 +473,5 @@ TARGETS = (
     *_pair("index-before-data", "index synced before its data", _index_before_data, _counted_check("index", "data", 0)),
     *_pair("double-apply", "redo log applied twice", _double_apply, _counter_check(False), _counter_check(True)),
     *_pair("directory-not-synced", "new directory whose parent is not synced", _directory_not_synced, _shards_check, model="apm"),
-    *_pair("msync-of-wrong-range", "msync of another page than was written", _msync_of_wrong_range, _mapped_check),
+    *_pair("msync-of-wrong-range", "msync of another page than was written", _msync_of_wrong_range, _mapped_check, backend="ptrace"),
 )

@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from headway.crashtest.oracle import CallableOracle, Oracle, Verdict
 
@@ -25,6 +26,7 @@ class Target:
     imports: tuple[str, ...] = ()
     setup: Workload | None = None
     planted: bool = False
+    backend: Literal["auto", "ptrace"] = "auto"
     ignore: tuple[str, ...] = ()
     """Files that recovery never reads and that no tracer sees written (lock tables in shared memory)."""
 
