@@ -5,7 +5,7 @@ inode the new name (as ALICE has it); data beyond a file's size stays hidden unt
 Images share everything they did not change themselves, so a neighbour costs what it differs in.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from headway.crashtest.micro import CHANGE_KINDS, Micro
 from headway.crashtest.tree import OUTSIDE, ROOT, Directory, File, Node, Symlink, Tree
@@ -237,11 +237,18 @@ class ImageBuilder:
         self._micros = [(1 << index, micro) for index, micro in enumerate(micros) if micro.kind in CHANGE_KINDS]
         self._every = max(1, len(self._micros) // snapshots)
         self._kept = 0
+        self._replaced = 0
         self._images: list[tuple[int, int, Image]] = [(0, 0, Image(initial))]  # (changes seen, mask of those, image), ascending
 
-    def build(self, kept: int) -> Tree:
-        """The tree of the micro-operations whose bits (by place in the list) are set in `kept`."""
-        differing = kept ^ self._kept
+    def build(self, kept: int, replaced: Mapping[int, Micro] | None = None) -> Tree:
+        """The tree of the micro-operations whose bits (by place in the list) are set in `kept`.
+
+        `replaced` gives some of them another form, by place: torn and filled writes.
+        """
+        other = replaced or {}
+        replaced_bits = sum(1 << place for place in other)
+        differing = (kept ^ self._kept) | self._replaced | replaced_bits
+        self._replaced = replaced_bits
         while len(self._images) > 1 and differing & self._images[-1][1]:
             self._images.pop()
         self._kept = kept
@@ -254,5 +261,5 @@ class ImageBuilder:
                 image = image.fork()
             mask |= bit
             if kept & bit:
-                image.apply(micro)
+                image.apply(other[bit.bit_length() - 1] if replaced_bits & bit else micro)
         return image.tree()
