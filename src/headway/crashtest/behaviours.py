@@ -18,6 +18,8 @@ from headway.crashtest.operations import Frame
 
 ROUNDS = 3  # of refinement
 MAX_PERIOD_STEPS = 6  # of a repetition on one object
+MAX_STEPS = 8  # pending on one object after repetitions were collapsed; with more the newest few stay
+NEWEST_STEPS = 5
 KEPT_FRAMES = 4  # innermost frames with source that tell two call sites apart
 # The C library's and the interpreter's frames say nothing about who called; files of ours are the tool's own.
 _NOISE = re.compile(r"^/usr/(include|lib)/|/headway/crashtest/|<frozen ")
@@ -150,7 +152,7 @@ def _collapse_objects(history: History, objects: list[list[_Step]]) -> list[list
     """Repetitions of steps collapse; of objects that then look alike the newest stays, the older ones become one."""
     alike: dict[tuple[str, ...], list[list[_Step]]] = {}
     for steps in objects:
-        collapsed = _collapse_runs(history, steps)
+        collapsed = _newest(_collapse_runs(history, steps))
         alike.setdefault(tuple(label for label, _ in collapsed), []).append(collapsed)
     result: list[list[_Step]] = []
     for shape, members in alike.items():
@@ -179,6 +181,14 @@ def _collapse_runs(history: History, steps: list[_Step]) -> list[_Step]:
         result += steps[end - period : end]
         start = end
     return result
+
+
+def _newest(steps: list[_Step]) -> list[_Step]:
+    """Of an object with a long history that no sync ended, the newest steps, and all the older ones as one."""
+    if len(steps) <= MAX_STEPS:
+        return steps
+    older = steps[:-NEWEST_STEPS]
+    return [("older " + ";".join(sorted({label.removeprefix("many ") for label, _ in older})), _union(older)), *steps[-NEWEST_STEPS:]]
 
 
 def _repetition(steps: list[_Step], start: int) -> tuple[int, int]:
