@@ -15,11 +15,11 @@ def fidelity(trace: Trace, *, ignore: Sequence[str] = (), limit: int = 20) -> li
         return [*trace.unseen, "the directory at the end of the run is not known; record the run with `headway crashtest trace`"]
     simulated = simulate(trace)
     ours, real = simulated.image.tree().without(ignore), trace.final.without(ignore)
+    mapped = simulated.mapped_paths()
     problems = []
     for line in ours.differences(real, limit=limit):
         path = line.partition(": ")[0]
-        mapped = f"{trace.root.rstrip('/')}/{path}" in simulated.mapped
-        hint = "; it was written through a shared mapping, which strace cannot see: use the ptrace tracer" if mapped else ""
+        hint = "; it was written through a shared mapping, which strace cannot see: use the ptrace tracer" if path in mapped else ""
         problems.append(f"replay against reality: {line}{hint}")
     if problems:
         problems.extend(simulated.contradictions[:limit])

@@ -164,4 +164,5 @@ SYSTEM_CALLS: dict[str, tuple[int, str]] = {
     "clone3": (435, "ci"),
     "close_range": (436, "iii"),
     "openat2": (437, "dphi"),
+    "store": (-1, "fbi"),  # no system call: what the ptrace tracer writes for a store to a shared mapping
 }

@@ -6,57 +6,15 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from headway.crashtest import linux_abi as abi
 from headway.crashtest.images import Image
 from headway.crashtest.micro import BLOCK_BYTES, Micro, MicroKind, SyncScope
+from headway.crashtest.open_files import Descriptors, Mappings, OpenFile
 from headway.crashtest.operations import Operation, Trace
 from headway.crashtest.paths import Lookup, Place
 from headway.crashtest.tree import OUTSIDE, ROOT, File
-
-
-@dataclass(slots=True)
-class OpenFile:
-    """An open file description: descriptors made by dup and fork share it."""
-
-    inode: int
-    position: int = 0
-    flags: int = 0
-
-
-class Descriptors(dict[int, OpenFile]):
-    """A process's descriptors, and which of them exec closes."""
-
-    def __init__(self, other: "Descriptors | None" = None) -> None:
-        super().__init__(other or {})
-        self.closed_by_exec: set[int] = set(other.closed_by_exec) if other is not None else set()
-
-    def put(self, fd: int, opened: OpenFile, flags: int) -> None:
-        """A new descriptor; `flags` with O_CLOEXEC says that exec closes it."""
-        self[fd] = opened
-        self.mark(fd, bool(flags & abi.O_CLOEXEC))
-
-    def mark(self, fd: int, closed: bool) -> None:
-        """Sets or clears close-on-exec."""
-        (self.closed_by_exec.add if closed else self.closed_by_exec.discard)(fd)
-
-    def after_exec(self) -> "Descriptors":
-        """What is left after exec."""
-        kept = Descriptors(self)
-        for fd in kept.closed_by_exec:
-            kept.pop(fd, None)
-        kept.closed_by_exec.clear()
-        return kept
-
-
-@dataclass(frozen=True, slots=True)
-class Mapping:
-    """A shared mapping of a file: addresses [start, end), the file's offset at start."""
-
-    start: int
-    end: int
-    inode: int
-    offset: int
 
 
 @dataclass(slots=True)
@@ -66,7 +24,11 @@ class Simulated:
     micros: list[Micro]
     image: Image
     contradictions: list[str]
-    mapped: list[str] = field(default_factory=list)  # paths of files that had a shared mapping
+    mapped: set[int] = field(default_factory=set)  # inodes of files that had a shared mapping
+
+    def mapped_paths(self) -> set[str]:
+        """Relative paths, at the end, of files that had a shared mapping: what a system call tracer may have missed."""
+        return {path for path, inode, _ in self.image.tree().walk() if inode in self.mapped}
 
 
 def lower(trace: Trace, *, split_size: bool = True) -> list[Micro]:
@@ -79,7 +41,7 @@ def simulate(trace: Trace, *, split_size: bool = True) -> Simulated:
     world = _World(trace, split_size)
     for operation in trace.operations:
         world.step(operation)
-    return Simulated(world.micros, world.image, world.contradictions, list(world.mapped))
+    return Simulated(world.micros, world.image, world.contradictions, world.mapped)
 
 
 class _World:
@@ -87,12 +49,12 @@ class _World:
         self.image = Image(trace.initial)
         self.micros: list[Micro] = []
         self.contradictions: list[str] = []
-        self.mapped: dict[str, None] = {}
+        self.mapped: set[int] = set()
         self._split_size = split_size
         self._lookup = Lookup(self.image, trace.root)
         self._next_inode = max(trace.initial.nodes, default=ROOT) + 1
         self._tables: dict[int, Descriptors] = {}
-        self._mappings: dict[int, list[Mapping]] = {}
+        self._mappings: dict[int, Mappings] = {}
         self._allocated: dict[int, set[int]] = {
             inode: set(range(-(-len(node.data) // BLOCK_BYTES))) for inode, node in trace.initial.nodes.items() if isinstance(node, File)
         }
@@ -108,23 +70,9 @@ class _World:
             action(operation)
 
     # ---- emitting -------------------------------------------------------------------------------------------------------
-    def _emit(
-        self,
-        kind: MicroKind,
-        inode: int = 0,
-        parent: int = 0,
-        name: str = "",
-        *,
-        parent2: int = 0,
-        name2: str = "",
-        replaced: int = 0,
-        offset: int = 0,
-        data: bytes = b"",
-        size: int = -1,
-        scope: SyncScope = "",
-        allocated: bool = False,
-    ) -> None:
-        micro = Micro(len(self.micros), self._op, kind, inode, parent, name, parent2, name2, replaced, offset, data, size, scope, allocated)
+    def _emit(self, kind: MicroKind, inode: int = 0, parent: int = 0, name: str = "", **more: Any) -> None:
+        """Lists a micro-operation and makes its change; `more` are its further fields."""
+        micro = Micro(len(self.micros), self._op, kind, inode, parent, name, **more)
         self.micros.append(micro)
         self.image.apply(micro)
 
@@ -184,6 +132,8 @@ class _World:
         if operation.fd2 is not None:
             self._table(operation.pid).put(operation.fd2, OpenFile(inode, 0, flags), flags)
 
+    _do_creat = _do_open
+
     def _do_close(self, operation: Operation) -> None:
         if operation.fd is not None:
             self._table(operation.pid).pop(operation.fd, None)
@@ -216,13 +166,13 @@ class _World:
             opened.flags = opened.flags & ~abi.O_APPEND | operation.flags & abi.O_APPEND
 
     def _do_fork(self, operation: Operation) -> None:
-        table, maps = self._table(operation.pid), self._mappings.get(operation.pid, [])
+        table, space = self._table(operation.pid), self._space(operation.pid)
         self._tables[operation.result] = table if operation.flags & abi.CLONE_FILES else Descriptors(table)
-        self._mappings[operation.result] = maps if operation.flags & abi.CLONE_VM else list(maps)
+        self._mappings[operation.result] = space if operation.flags & abi.CLONE_VM else Mappings(space)
 
     def _do_exec(self, operation: Operation) -> None:
         self._tables[operation.pid] = self._table(operation.pid).after_exec()
-        self._mappings[operation.pid] = []
+        self._mappings[operation.pid] = Mappings()
 
     def _do_exit(self, operation: Operation) -> None:
         self._tables.pop(operation.pid, None)
@@ -355,45 +305,26 @@ class _World:
             self._emit("xattr", inode, name=operation.marker)
 
     # ---- mappings -------------------------------------------------------------------------------------------------------
+    def _space(self, pid: int) -> Mappings:
+        return self._mappings.setdefault(pid, Mappings())
+
     def _do_mmap(self, operation: Operation) -> None:
         inode, _ = self._target(operation)
         if inode and operation.flags & abi.MAP_TYPE in (abi.MAP_SHARED, abi.MAP_SHARED_VALIDATE):
-            self._unmap(operation.pid, operation.address, operation.length)
-            mapping = Mapping(operation.address, operation.address + operation.length, inode, operation.offset or 0)
-            self._mappings.setdefault(operation.pid, []).append(mapping)
-            self.mapped.setdefault(operation.paths[-1])
+            self._space(operation.pid).add(operation.address, operation.length, inode, operation.offset or 0)
+            self.mapped.add(inode)
 
     def _do_munmap(self, operation: Operation) -> None:
-        self._unmap(operation.pid, operation.address, operation.length)
+        self._space(operation.pid).remove(operation.address, operation.length)
 
     def _do_mremap(self, operation: Operation) -> None:
         """`address` and `offset` are the old place and length, `result` and `length` the new ones."""
-        moved = [one for one in self._mappings.get(operation.pid, []) if one.start <= operation.address < one.end]
-        self._unmap(operation.pid, operation.address, operation.offset or 0)
-        if moved:
-            start = moved[0].offset + operation.address - moved[0].start
-            self._mappings[operation.pid].append(Mapping(operation.result, operation.result + operation.length, moved[0].inode, start))
-
-    def _unmap(self, pid: int, address: int, length: int) -> None:
-        end = address + length
-        kept = []
-        for one in self._mappings.get(pid, []):
-            if one.start < address:
-                kept.append(Mapping(one.start, min(one.end, address), one.inode, one.offset))
-            if one.end > end:
-                start = max(one.start, end)
-                kept.append(Mapping(start, one.end, one.inode, one.offset + start - one.start))
-        # In place: threads that share the address space share the list.
-        self._mappings.setdefault(pid, [])[:] = [one for one in kept if one.start < one.end]
+        self._space(operation.pid).move(operation.address, operation.offset or 0, operation.result, operation.length)
 
     def _do_msync(self, operation: Operation) -> None:
-        if not operation.flags & abi.MS_SYNC:
-            return
-        end = operation.address + operation.length
-        for one in self._mappings.get(operation.pid, []):
-            start, stop = max(one.start, operation.address), min(one.end, end)
-            if start < stop:
-                self._emit("sync", one.inode, offset=one.offset + start - one.start, size=stop - start, scope="file")
+        if operation.flags & abi.MS_SYNC:
+            for inode, offset, length in self._space(operation.pid).within(operation.address, operation.length):
+                self._emit("sync", inode, offset=offset, size=length, scope="file")
 
     def _do_store(self, operation: Operation) -> None:
         place = self._lookup.path(operation.paths[-1], follow=True)

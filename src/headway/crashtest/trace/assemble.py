@@ -48,12 +48,10 @@ def assemble(
     *,
     marker_path: str | None = None,
     stdout_markers: bool = True,
-    stores: Sequence[Operation] = (),
 ) -> Assembly:
     """Operations under `root` (absolute, without links) of a program that started in `cwd`.
 
     Lines `begin X` and `ack X` written to the file `marker_path`, or with `stdout_markers` to descriptor 1, become markers.
-    `stores` are operations that the tracer made itself; they are merged by seq_exit.
     """
     ordered = sorted(calls, key=lambda call: call.seq_enter if call.name in FORKS else call.seq_exit)
     processes = _Processes(ordered, cwd)
@@ -79,7 +77,7 @@ def assemble(
             drafts.append((draft, call, process))
     scope = _Scope(root, (draft for draft, _, _ in drafts))
     markers = _Markers(marker_path, stdout_markers, scope)
-    found: list[Operation] = list(stores)
+    found: list[Operation] = []
     for draft, call, process in drafts:
         found.extend(markers.of(draft, call, process))
         if not scope.includes(draft):

@@ -1,23 +1,38 @@
 """Runs a program under a tracer and returns its Trace. No process of the run is left behind, whatever ends it."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
 from headway.crashtest.markers import VARIABLE
-from headway.crashtest.operations import Operation, Trace, TraceError
-from headway.crashtest.trace import leash, strace
+from headway.crashtest.operations import Trace, TraceError
+from headway.crashtest.trace import leash, ptrace, strace
 from headway.crashtest.trace.assemble import assemble
-from headway.crashtest.trace.calls import Call
 from headway.crashtest.tree import Tree
+from headway.crashtest.vfs import simulate
 
 Backend = Literal["auto", "strace", "ptrace"]
 LEASH_GRACE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """How a program is started."""
+
+    words: list[str]
+    root: Path
+    cwd: str
+    env: Mapping[str, str]
+    timeout_s: float | None
+    stdout_markers: bool
+    streams: dict[str, int | IO[bytes] | None]
 
 
 def record(
@@ -35,61 +50,80 @@ def record(
 ) -> Trace:
     """Runs `command` and records what it and its children do to the directory `root`, which is created if missing.
 
-    `backend`: "strace" where it is installed, else "ptrace", which needs nothing but Python and also sees stores to shared mappings
-    at every sync; "auto" chooses. The program finds HEADWAY_CRASH_FD for its markers. Its exit code is in the trace, not an error.
+    `backend`: "strace", or "ptrace", which is slower, needs nothing but Python and also sees stores to shared mappings, at every sync.
+    "auto" takes strace where it is installed; if the program turns out to store through mappings and `root` was empty before, the
+    directory is emptied and the program run once more under ptrace. The program finds HEADWAY_CRASH_FD for its markers. Its exit
+    code is in the trace, not an error.
     Raises TraceError when the program cannot be started or traced, or runs longer than `timeout_s` (it is killed then).
     """
     if not command:
         raise TraceError("there is no command to trace; give one behind --")
-    chosen = choose(backend)
     here = Path(root).resolve()
     here.mkdir(parents=True, exist_ok=True)
-    start = os.path.realpath(cwd or Path.cwd())
-    initial = Tree.read(here)
-    words = [os.fspath(word) for word in command]
+    run = _Run(
+        [os.fspath(word) for word in command],
+        here,
+        os.path.realpath(cwd or Path.cwd()),
+        os.environ if env is None else env,
+        timeout_s,
+        stdout_markers,
+        {"stdin": stdin, "stdout": stdout, "stderr": stderr},
+    )
+    chosen = choose(backend)
+    was_empty = not any(here.iterdir())
+    trace = _record_once(run, chosen)
+    if backend == "auto" and chosen == "strace" and was_empty and _stores_through_mappings(trace):
+        for entry in here.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        trace = _record_once(run, "ptrace")
+    return trace
+
+
+def _record_once(run: _Run, tracer: Literal["strace", "ptrace"]) -> Trace:
+    initial = Tree.read(run.root)
     with tempfile.TemporaryDirectory(prefix="headway-trace-") as scratch:
         marker_path = Path(scratch).resolve() / "markers"
         marker_path.touch()
         marker_fd = os.open(marker_path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         log = Path(scratch) / "log"
+        traced = strace.command_line(log, run.words) if tracer == "strace" else _ptrace_command(log, run.root, run.words)
         try:
-            environment = dict(os.environ if env is None else env)
-            environment[VARIABLE] = str(marker_fd)
-            traced = strace.command_line(log, words) if chosen == "strace" else _ptrace_command(log, here, words)
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", leash.__file__, str(os.getpid()), "--", *traced],
-                cwd=start,
-                env=environment,
-                stdin=stdin,
-                stdout=stdout,
-                stderr=stderr,
+                cwd=run.cwd,
+                env={**run.env, VARIABLE: str(marker_fd)},
                 pass_fds=(marker_fd,),
+                **run.streams,  # type: ignore[call-overload]
             )
-            code = _wait(process, timeout_s, words)
+            code = _wait(process, run.timeout_s, run.words)
         finally:
             os.close(marker_fd)
-        final = Tree.read(here)
-        calls: Iterable[Call]
-        stores: Sequence[Operation] = ()
-        if chosen == "strace":
-            calls = strace.read_log(log) if log.exists() else []
-        else:
-            from headway.crashtest.trace import ptrace_log
-
-            calls, stores = ptrace_log.read(log)
-        assembly = assemble(calls, str(here), start, marker_path=str(marker_path), stdout_markers=stdout_markers, stores=stores)
-    if code in (126, 127) and not assembly.operations:
-        raise TraceError(f"{words[0]!r} could not be run under {chosen} (exit code {code}); its message is above")
+        final = Tree.read(run.root)
+        calls = strace.read_log(log) if log.exists() else []
+        assembly = assemble(calls, str(run.root), run.cwd, marker_path=str(marker_path), stdout_markers=run.stdout_markers)
+    if code in (126, 127) and not any(operation.kind == "exec" for operation in assembly.operations):
+        raise TraceError(f"{run.words[0]!r} could not be run under {tracer} (exit code {code}); its message is above")
     return Trace(
-        str(here),
+        str(run.root),
         assembly.operations,
         assembly.initial(initial),
         final,
-        chosen,
+        tracer,
         tuple(assembly.unseen),
-        tuple(words),
+        tuple(run.words),
         code if code < 128 else 128 - code,
     )
+
+
+def _stores_through_mappings(trace: Trace) -> bool:
+    """Whether a file that was mapped ended otherwise than the system calls say."""
+    assert trace.final is not None
+    simulated = simulate(trace)
+    ours, real = simulated.image.tree().files(), trace.final.files()
+    return any(ours.get(path) != real.get(path) for path in simulated.mapped_paths())
 
 
 def choose(backend: Backend) -> Literal["strace", "ptrace"]:
@@ -104,9 +138,8 @@ def choose(backend: Backend) -> Literal["strace", "ptrace"]:
 
 
 def _ptrace_command(log: Path, root: Path, words: list[str]) -> list[str]:
-    from headway.crashtest.trace import ptrace
-
-    return [sys.executable, "-I", "-S", ptrace.__file__, str(log), str(root), "--", *words]
+    sources = Path(ptrace.__file__).parents[3]
+    return [sys.executable, "-I", "-S", ptrace.__file__, str(sources), str(log), str(root), "--", *words]
 
 
 def _wait(process: subprocess.Popen[bytes], timeout_s: float | None, words: list[str]) -> int:

@@ -344,8 +344,13 @@ def _fork(call: Call, process: Process) -> Draft:
     return Draft("fork", flags=flags)
 
 
+def _store(call: Call, process: Process) -> Draft:
+    _, paths = _fd(call, 0)
+    return Draft("store", paths, offset=_at(call, 2), length=call.result, payload=_bytes(call.arguments[1]))
+
+
 def _close_range(call: Call, process: Process) -> Draft:
-    return Draft("close_range", (), _at(call, 0), min(_at(call, 1), 1 << 30), flags=_at(call, 2))
+    return Draft("close_range", (), _at(call, 0), _at(call, 1) & 0xFFFFFFFF, flags=_at(call, 2))
 
 
 _ACTIONS: dict[str, Callable[[Call, Process], Draft | None]] = {
@@ -380,4 +385,5 @@ _ACTIONS: dict[str, Callable[[Call, Process], Draft | None]] = {
     **dict.fromkeys(("execve", "execveat"), lambda call, process: Draft("exec")),
     "exit_group": lambda call, process: Draft("exit"),
     "close_range": _close_range,
+    "store": _store,
 }
