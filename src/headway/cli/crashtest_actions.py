@@ -241,9 +241,8 @@ def real_file_systems(arguments: argparse.Namespace) -> int:
 
             run = run_real(name, words, oracle.loader(timeout_s), options, progress=show)
         each_ms = 1000 * run.seconds / max(run.states, 1)
-        print(
-            f"{name} (kernel {run.kernel}): {run.states} states, {run.distinct} distinct, {run.failing_states} failing, {each_ms:.0f} ms each"
-        )
+        counts = f"{run.states} states, {run.distinct} distinct, {run.failing_states} failing"
+        print(f"{name} (kernel {run.kernel}): {counts}, {each_ms:.0f} ms each")
         for failure in run.failures[:12]:
             print(f"  {failure.states:5d}  {failure.verdict.splitlines()[0][:150]}")
         if run.failures:
@@ -293,9 +292,12 @@ def read_log(log: str, root: str | None) -> Trace:
         return pathfinder_text.read(log, root=root)
     if root is None:
         raise ConfigError(f"{log} looks like a log of strace: name the directory that was traced with --root-dir")
-    from headway.crashtest.trace.record import import_strace
+    from headway.crashtest.trace import strace
+    from headway.crashtest.trace.assemble import assemble
+    from headway.crashtest.tree import Tree
 
-    return import_strace(log, root)
+    assembly = assemble(strace.read_log(Path(log)), root, root)
+    return Trace(root, assembly.operations, assembly.initial(Tree()), None, "strace log", tuple(assembly.unseen))
 
 
 def export_trace(arguments: argparse.Namespace) -> int:
@@ -310,4 +312,4 @@ def export_trace(arguments: argparse.Namespace) -> int:
 def run_pathfinder(arguments: argparse.Namespace) -> int:
     from headway.cli.crashtest_pathfinder import run
 
-    return run(arguments)
+    return int(run(arguments))

@@ -5,6 +5,7 @@ A program that starts threads when it is imported cannot be forked safely: use a
 """
 
 import contextlib
+import faulthandler
 import json
 import os
 import select
@@ -139,7 +140,7 @@ def _check_in_child(oracle: Oracle, request: dict[str, Any], timeout_s: float, c
 def _answer(oracle: Oracle, request: dict[str, Any], writer: int) -> None:
     """The child of one check: never returns."""
     try:
-        os.set_inheritable(writer, False)
+        faulthandler.disable()  # a signal is a verdict here, not a reason for a traceback
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
         os.dup2(null, 1)
@@ -161,10 +162,10 @@ def _await(reader: int, pid: int, timeout_s: float, connection: socket.socket) -
         left = deadline - time.monotonic()
         if left <= 0:
             return None
-        ready, _, _ = select.select([reader, connection], [], [], left)
+        ready, _, _ = select.select([reader, connection.fileno()], [], [], left)
         if reader in ready:
             return os.read(reader, _ANSWER_BYTES)
-        if connection in ready:  # only an end of file comes while a check runs
+        if connection.fileno() in ready:  # only an end of file comes while a check runs
             return None
 
 

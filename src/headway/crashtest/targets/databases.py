@@ -77,6 +77,19 @@ def leveldb_check(directory: Path, acks: Sequence[str], begun: Sequence[str]) ->
     return prefix_of_history([n for n, _ in found], acks, begun)
 
 
+def leveldb_opens(directory: Path) -> Verdict:
+    """Only that the database in `directory` itself opens and can be read through: the checker of Pathfinder's LevelDB traces."""
+    import plyvel
+
+    db = plyvel.DB(str(directory), create_if_missing=True)
+    try:
+        for _ in db:
+            pass
+    finally:
+        db.close()
+    return None
+
+
 # ---- LMDB ------------------------------------------------------------------------------------------------------------------
 def _lmdb(sync: bool) -> Callable[[Path], None]:
     def run(directory: Path) -> None:
