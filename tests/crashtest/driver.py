@@ -3,6 +3,8 @@
 Operations that fail do so for it as for any program: the error is ignored, the next one follows.
 """
 
+# System calls by their own names, and a start without pathlib.
+# ruff: noqa: PTH102, PTH104, PTH106, PTH108, PTH123, PTH211
 import ctypes
 import json
 import mmap

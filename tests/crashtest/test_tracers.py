@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -173,5 +174,5 @@ def test_threads_that_overlap_are_not_ordered_but_one_thread_is(backend: Backend
             by_thread.setdefault(op.tid, []).append((op.seq_enter, op.seq_exit))
     assert len(by_thread) == 2
     for spans in by_thread.values():
-        assert all(before[1] < after[0] for before, after in zip(spans, spans[1:]))
+        assert all(before[1] < after[0] for before, after in pairwise(spans))
     assert len({op.pid for op in trace.operations if op.kind == "write"}) == 1

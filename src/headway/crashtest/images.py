@@ -8,7 +8,7 @@ Images share everything they did not change themselves, so a neighbour costs wha
 from collections.abc import Iterable, Mapping, Sequence
 
 from headway.crashtest.micro import CHANGE_KINDS, Micro
-from headway.crashtest.tree import OUTSIDE, ROOT, Directory, File, Node, Symlink, Tree
+from headway.crashtest.tree import DIRECTORY_MODE, OUTSIDE, ROOT, Directory, File, Node, Symlink, Tree
 
 
 class _Content:
@@ -96,10 +96,10 @@ class Image:
         elif kind == "link":
             if micro.inode not in self._nodes:
                 self._nodes[micro.inode] = File()
-            self._names(micro.parent)[micro.name] = micro.inode
+            self._lead(micro.parent, micro.name, micro.inode)
         elif kind == "symlink":
             self._nodes[micro.inode] = Symlink(micro.data.decode("utf-8", "surrogateescape"))
-            self._names(micro.parent)[micro.name] = micro.inode
+            self._lead(micro.parent, micro.name, micro.inode)
         elif kind == "mkdir":
             if micro.inode not in self._nodes:
                 self._nodes[micro.inode] = Directory()
@@ -107,13 +107,9 @@ class Image:
         elif kind in ("unlink", "rmdir"):
             self._drop(micro.parent, micro.name, micro.inode)
         elif kind == "rename":
-            if micro.inode not in self._nodes:
-                self._nodes[micro.inode] = File()
-            if self.is_directory(micro.inode):
-                self._hang(micro.inode, micro.parent2, micro.name2)
-            else:
+            if not self.is_directory(micro.inode):
                 self._drop(micro.parent, micro.name, micro.inode)
-                self._names(micro.parent2)[micro.name2] = micro.inode
+            self._place(micro.inode, micro.scope == "dir", micro.parent2, micro.name2)
         elif kind == "exchange":
             self._exchange(micro)
         elif kind == "xattr":
@@ -186,10 +182,9 @@ class Image:
         node = self._nodes.get(inode)
         if isinstance(node, _Names) and node.owner is self._owner:
             return node.entries
-        if isinstance(node, Directory | _Names):
-            names = _Names(dict(node.entries), node.mode, self._owner)
-        else:
-            names = _Names({}, Directory().mode, self._owner)
+        if node is not None and not isinstance(node, Directory | _Names):
+            return {}  # names in what is no directory cannot come from a simulated trace; kept from destroying the node
+        names = _Names(dict(node.entries) if node is not None else {}, node.mode if node is not None else DIRECTORY_MODE, self._owner)
         self._nodes[inode] = names
         return names.entries
 
@@ -210,16 +205,30 @@ class Image:
             return
         if directory in self._parent:
             self._drop(*self._parent[directory], directory)
-        self._names(parent)[name] = directory
+        self._lead(parent, name, directory)
         self._parent[directory] = (parent, name)
 
     def _exchange(self, micro: Micro) -> None:
-        for inode, parent, name in ((micro.inode, micro.parent2, micro.name2), (micro.replaced, micro.parent, micro.name)):
-            if inode not in self._nodes:
-                self._nodes[inode] = File()
-            self._names(parent)[name] = inode
-            if self.is_directory(inode):
-                self._parent[inode] = (parent, name)
+        self._drop(micro.parent, micro.name, micro.inode)
+        self._drop(micro.parent2, micro.name2, micro.replaced)
+        self._place(micro.inode, micro.scope == "dir", micro.parent2, micro.name2)
+        self._place(micro.replaced, micro.allocated, micro.parent, micro.name)
+
+    def _place(self, inode: int, is_directory: bool, parent: int, name: str) -> None:
+        """Gives an inode a name; one whose creation is lost is empty."""
+        if inode not in self._nodes:
+            self._nodes[inode] = Directory() if is_directory else File()
+        if self.is_directory(inode):
+            self._hang(inode, parent, name)
+        else:
+            self._lead(parent, name, inode)
+
+    def _lead(self, parent: int, name: str, inode: int) -> None:
+        """A name leads to an inode; a directory that had the name hangs nowhere then."""
+        former = self.entry(parent, name)
+        if self._parent.get(former) == (parent, name):
+            del self._parent[former]
+        self._names(parent)[name] = inode
 
 
 def apply(initial: Tree, micros: Iterable[Micro]) -> Tree:

@@ -21,7 +21,8 @@ class Micro:
     - link: `name` in directory `parent` now leads to `inode` (a new file, or another name of an old one); symlink: the same, with the
       target in `data`; mkdir: a new empty directory. unlink, rmdir: `name` in `parent` no longer leads to `inode`.
     - rename: `inode` moves from (`parent`, `name`) to (`parent2`, `name2`); `replaced` is the inode that had the new name, else 0.
-      exchange: the two names swap; `replaced` is the inode that was at (`parent2`, `name2`).
+      exchange: the two names swap; `replaced` is the inode that was at (`parent2`, `name2`). `scope` "dir" says that `inode` is a
+      directory, `allocated` that `replaced` of an exchange is one.
     - data: `data` at `offset`; one operation gives several where some blocks were `allocated` (held data on disk before) and others
       not. `size` -1: bytes beyond the file's size stay invisible until a size micro-operation; else the size that it sets too
       (lowered with `split_size=False`). size: the size grows to `size` because of a write or an allocation.

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from headway.crashtest import linux_abi as abi
+from headway.crashtest.blocks import Blocks
 from headway.crashtest.images import Image
-from headway.crashtest.micro import BLOCK_BYTES, Micro, MicroKind, SyncScope
+from headway.crashtest.micro import Micro, MicroKind, SyncScope
 from headway.crashtest.open_files import Descriptors, Mappings, OpenFile
 from headway.crashtest.operations import Operation, Trace
 from headway.crashtest.paths import Lookup, Place
-from headway.crashtest.tree import OUTSIDE, ROOT, File
+from headway.crashtest.tree import OUTSIDE, ROOT
 
 
 @dataclass(slots=True)
@@ -55,9 +56,7 @@ class _World:
         self._next_inode = max(trace.initial.nodes, default=ROOT) + 1
         self._tables: dict[int, Descriptors] = {}
         self._mappings: dict[int, Mappings] = {}
-        self._allocated: dict[int, set[int]] = {
-            inode: set(range(-(-len(node.data) // BLOCK_BYTES))) for inode, node in trace.initial.nodes.items() if isinstance(node, File)
-        }
+        self._blocks = Blocks(trace.initial)
         self._op = 0
         self._steps: dict[str, Callable[[Operation], None]] = {
             name.removeprefix("_do_"): getattr(self, name) for name in dir(self) if name.startswith("_do_")
@@ -127,7 +126,7 @@ class _World:
                 return
             inode = self._new_inode()
             self._emit("link", inode, place.parent, place.name)
-        elif flags & abi.O_TRUNC and (self.image.size_bytes(inode) or self._allocated.get(inode)):
+        elif flags & abi.O_TRUNC and (self.image.size_bytes(inode) or self._blocks.any(inode)):
             self._truncate(inode, 0)
         if operation.fd2 is not None:
             self._table(operation.pid).put(operation.fd2, OpenFile(inode, 0, flags), flags)
@@ -220,19 +219,11 @@ class _World:
         if not data:
             return
         end = offset + len(data)
-        blocks = self._allocated.setdefault(inode, set())
         grows = end > self.image.size_bytes(inode)
-        pieces: list[tuple[int, int, bool]] = []
-        if self._split_size:
-            for block in range(offset // BLOCK_BYTES, -(-end // BLOCK_BYTES)):
-                start, stop, old = max(offset, block * BLOCK_BYTES), min(end, (block + 1) * BLOCK_BYTES), block in blocks
-                if pieces and pieces[-1][2] == old:
-                    pieces[-1] = (pieces[-1][0], stop, old)
-                else:
-                    pieces.append((start, stop, old))
-        else:
-            pieces.append((offset, end, offset // BLOCK_BYTES in blocks))
-        blocks.update(range(offset // BLOCK_BYTES, -(-end // BLOCK_BYTES)))
+        pieces = self._blocks.pieces(inode, offset, end)
+        if not self._split_size:
+            pieces = [(offset, end, pieces[0][2])]
+        self._blocks.allocate(inode, offset, end)
         for start, stop, old in pieces:
             piece = data if len(pieces) == 1 else data[start - offset : stop - offset]
             self._emit("data", inode, offset=start, data=piece, size=end if grows and not self._split_size else -1, allocated=old)
@@ -257,8 +248,7 @@ class _World:
             self._write_call(operation, data)
 
     def _truncate(self, inode: int, size: int) -> None:
-        blocks = self._allocated.setdefault(inode, set())
-        self._allocated[inode] = {block for block in blocks if block * BLOCK_BYTES < size}
+        self._blocks.cut(inode, size)
         self._emit("trunc", inode, size=size)
 
     def _do_truncate(self, operation: Operation) -> None:
@@ -286,11 +276,10 @@ class _World:
             blank = min(end, size) - start
             if blank > 0:
                 self._emit("data", inode, offset=start, data=bytes(blank), allocated=True)
-        blocks = self._allocated.setdefault(inode, set())
         if mode & abi.FALLOC_PUNCH_HOLE:
-            blocks.difference_update(range(-(-start // BLOCK_BYTES), end // BLOCK_BYTES))
+            self._blocks.release(inode, start, end)
         else:
-            blocks.update(range(start // BLOCK_BYTES, -(-end // BLOCK_BYTES)))
+            self._blocks.allocate(inode, start, end)
             if not mode & abi.FALLOC_KEEP_SIZE and end > size:
                 self._emit("size", inode, size=end)
 
@@ -368,8 +357,15 @@ class _World:
         target = self._lookup.path(operation.paths[1], follow=False)
         if source is None or source.inode == target.inode:
             return
-        kind: MicroKind = "exchange" if operation.flags & abi.RENAME_EXCHANGE else "rename"
-        self._emit(kind, source.inode, source.parent, source.name, parent2=target.parent, name2=target.name, replaced=target.inode)
+        self._emit(
+            "exchange" if operation.flags & abi.RENAME_EXCHANGE else "rename",
+            *(source.inode, source.parent, source.name),
+            parent2=target.parent,
+            name2=target.name,
+            replaced=target.inode,
+            scope="dir" if self.image.is_directory(source.inode) else "",
+            allocated=bool(operation.flags & abi.RENAME_EXCHANGE) and self.image.is_directory(target.inode),
+        )
         if target.parent == OUTSIDE and self.image.is_directory(source.inode):
             self._lookup.note_outside(target.name)
 
