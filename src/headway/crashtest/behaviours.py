@@ -31,7 +31,8 @@ _DIGITS = re.compile(r"[0-9]+")
 
 def pattern(path: str) -> str:
     """A path with what differs from run to run replaced by #: numbers, hexadecimal runs of six or more, random names of temporary files."""
-    for expression in (_UUID, _TEMPORARY, _HEX, _DIGITS):
+    path = _TEMPORARY.sub("tmp#", path)
+    for expression in (_UUID, _HEX, _DIGITS):
         path = expression.sub("#", path)
     return path
 

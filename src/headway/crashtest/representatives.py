@@ -113,16 +113,20 @@ def _skeleton(history: History, after: int, part: Part) -> Iterator[int]:
 
 
 def _size_first(history: History, after: int, part: Part) -> Iterator[int]:
-    """For the newest write of each file into an old block, where the model lets its size precede it: the size without the data."""
-    newest: dict[int, int] = {}
+    """For the newest write of each file whose size the model lets precede its data: the size without the data."""
+    newest: dict[int, tuple[int, int]] = {}
+    data_of: dict[tuple[int, int], int] = {}
     for place in dag.bits(part.places):
-        if history.micros[place].kind == "data" and history.micros[place].allocated:
-            newest[history.micros[place].inode] = place
-    for place in newest.values():
-        yield history.without(after, 1 << place)
-        for size in range(place + 1, min(place + 3, after + 1)):
-            if history.micros[size].kind == "size" and history.micros[size].op == history.micros[place].op:
-                yield history.with_predecessors(after, 1 << size) & ~(1 << place) | history.durable_after[after]
+        micro = history.micros[place]
+        if micro.kind == "data":
+            data_of[micro.op, micro.inode] = place
+        elif micro.kind == "size" and (micro.op, micro.inode) in data_of:
+            data = data_of[micro.op, micro.inode]
+            if history.ancestors[place] >> data & 1 == 0:
+                newest[micro.inode] = (data, place)
+    for data, size in newest.values():
+        yield history.without(after, 1 << data)
+        yield history.with_predecessors(after, 1 << size)
 
 
 def _covered_by_next(history: History, after: int) -> bool:
