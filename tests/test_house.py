@@ -54,6 +54,7 @@ WRITERS = {
     "crashtest/targets/durable.py": "recipes: programs under test",
     "crashtest/targets/planted.py": "recipes: programs under test, wrong on purpose",
     "crashtest/targets/planted_logs.py": "recipes: programs under test, wrong on purpose",
+    "crashtest/targets/stores.py": "recipes: programs under test",
     "models/carrier.py": "wheels and files on their way into the cache, in a private folder, verified by sha256 before anybody sees them",
 }
 

@@ -5,10 +5,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from headway.core.errors import ConfigError
-from headway.crashtest.targets import databases, durable, idioms, planted
+from headway.crashtest.targets import databases, durable, idioms, planted, planted_logs
 from headway.crashtest.targets.target import Target
 
-TARGETS: dict[str, Target] = {target.name: target for module in (idioms, databases, durable, planted) for target in module.TARGETS}
+TARGETS: dict[str, Target] = {
+    target.name: target for module in (idioms, databases, durable, planted, planted_logs) for target in module.TARGETS
+}
 
 
 def find(name: str) -> Target:
