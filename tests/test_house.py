@@ -28,6 +28,8 @@ THIRD_PARTY = {
     "fleet": {"numpy", "msgspec"},
     "server": {"fastapi", "starlette", "uvicorn", "h11", "pydantic", "msgspec", "prometheus_client"},
     "bench": {"numpy", "yaml", "rich", "msgspec"},
+    # Recipes import the storage engines they test where these are installed; nothing else does.
+    "crashtest": {"numpy", "msgspec", "mfusepy", "pytest", "plyvel", "lmdb", "rocksdict", "diskcache", "ZODB", "transaction"},
     "cli": {"rich"},
 }
 
@@ -40,6 +42,19 @@ WRITERS = {
     "bench/processes.py": "logs of the services that a run started",
     "bench/report.py": "a run's files in its own folder, made visible by publish_dir at the end",
     "cli/main.py": "sends what nobody reads any more to the null device",
+    "crashtest/tree.py": "crash images in memory, gone after one check",
+    "crashtest/oracle.py": "the markers of one check, in memory, gone after it",
+    "crashtest/realfs/filesystems.py": "the image that mkfs fills, in memory, gone after the session",
+    "crashtest/realfs/session.py": "orders to our own FUSE server and a file that is there to be synced",
+    "crashtest/realfs/kernel.py": "device files of loop devices",
+    "crashtest/realfs/device.py": "the log of a session's device, in memory, gone after it",
+    "crashtest/forkserver.py": "the null device",
+    "crashtest/repair.py": "a file that is there to measure fsync",
+    "crashtest/targets/idioms.py": "recipes: programs under test, some wrong on purpose",
+    "crashtest/targets/durable.py": "recipes: programs under test",
+    "crashtest/targets/planted.py": "recipes: programs under test, wrong on purpose",
+    "crashtest/targets/planted_logs.py": "recipes: programs under test, wrong on purpose",
+    "crashtest/targets/stores.py": "recipes: programs under test",
     "models/carrier.py": "wheels and files on their way into the cache, in a private folder, verified by sha256 before anybody sees them",
 }
 

@@ -19,6 +19,7 @@ EXAMPLES = """\
 EXTRAS = {
     "serve": ("numba", "llvmlite", "tokenizers", "jinja2", "fastapi", "uvicorn", "pydantic", "msgspec", "prometheus_client", "rich"),
     "bench": ("yaml", "rich", "msgspec"),
+    "crashtest": ("msgspec", "mfusepy"),
     "parquet": ("pyarrow",),
 }
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -120,7 +121,7 @@ def _pip() -> tuple[str, str]:
 
 def _strace() -> tuple[str, str]:
     version = answers("strace", "--version")
-    return version or "none that runs", "" if version else "not needed: nothing in this release traces with it"
+    return version or "none that runs", "" if version else "crashtest traces with ptrace instead, slower and as complete"
 
 
 def _chromium() -> tuple[str, str]:

@@ -1,7 +1,8 @@
 """What makes two runs of operations behave alike: labels that forget names, numbers and addresses, and the shape of what is pending.
 
 A crash point's pending changes are grouped into steps (one operation on one object), repeated steps and repeated objects are collapsed, and
-the resulting graph gets a key that does not depend on the order in which threads happened to take turns (Weisfeiler-Lehman refinement).
+the resulting graph falls into parts that no order binds together. A part's key does not depend on the order in which threads happened to
+take turns (Weisfeiler-Lehman refinement).
 """
 
 import hashlib
@@ -17,6 +18,8 @@ from headway.crashtest.operations import Frame
 
 ROUNDS = 3  # of refinement
 MAX_PERIOD_STEPS = 6  # of a repetition on one object
+MAX_STEPS = 8  # pending on one object after repetitions were collapsed; with more the newest few stay
+NEWEST_STEPS = 5
 KEPT_FRAMES = 4  # innermost frames with source that tell two call sites apart
 # The C library's and the interpreter's frames say nothing about who called; files of ours are the tool's own.
 _NOISE = re.compile(r"^/usr/(include|lib)/|/headway/crashtest/|<frozen ")
@@ -28,7 +31,8 @@ _DIGITS = re.compile(r"[0-9]+")
 
 def pattern(path: str) -> str:
     """A path with what differs from run to run replaced by #: numbers, hexadecimal runs of six or more, random names of temporary files."""
-    for expression in (_UUID, _TEMPORARY, _HEX, _DIGITS):
+    path = _TEMPORARY.sub("tmp#", path)
+    for expression in (_UUID, _HEX, _DIGITS):
         path = expression.sub("#", path)
     return path
 
@@ -40,14 +44,19 @@ def call_site(stack: Sequence[Frame]) -> tuple[tuple[str, str, int], ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """What may be lost at a crash point, collapsed. `groups` are disjoint sets of pending places; `preds` their order (None where grouping
-    made it cyclic); `key` is equal for points that behave alike.
+class Part:
+    """Pending changes that are ordered among themselves only. `groups` are disjoint sets of places, each lost or kept as a whole; `preds`
+    their order (None where grouping made it cyclic); `key` is equal for parts that behave alike.
     """
 
     groups: tuple[int, ...]
     preds: tuple[int, ...] | None
     key: str
+
+    @property
+    def places(self) -> int:
+        """All pending places of the part."""
+        return sum(self.groups)
 
 
 class Labels:
@@ -62,14 +71,16 @@ class Labels:
                 self._patterns.setdefault(micro.inode, pattern(micro.name))
         grown = {(micro.op, micro.inode) for micro in micros if micro.kind == "size"}
         self.of = [self._label(micro, (micro.op, micro.inode) in grown) for micro in micros]
-        acked, self._next_ack = len(micros), [0] * len(micros)
+        threads = [history.operations[micro.op].tid if micro.op in history.operations else 0 for micro in micros]
+        next_ack: dict[int, int] = {}
+        self._next_ack = [0] * len(micros)
         for place in range(len(micros) - 1, -1, -1):
             if micros[place].kind == "marker" and micros[place].name.startswith("ack"):
-                acked = place
-            self._next_ack[place] = acked
+                next_ack[threads[place]] = place
+            self._next_ack[place] = next_ack.get(threads[place], len(micros))
 
     def acknowledged(self, place: int, after: int) -> bool:
-        """Whether an ack came between a change and the crash: then losing the change may break a promise."""
+        """Whether the thread that made a change acknowledged something before the crash: then losing it may break a promise."""
         return self._next_ack[place] <= after
 
     def _label(self, micro: Micro, grown: bool) -> str:
@@ -81,7 +92,7 @@ class Labels:
         facts = [micro.kind, micro.scope, "/".join(names)]
         if micro.kind in ("data", "size", "trunc", "store"):
             extends = grown or micro.size >= 0
-            facts += ["extends" if extends else "", "allocated" if micro.allocated else ""]
+            facts += ["extends" if extends else "allocated" if micro.allocated else ""]
             facts += ["start" if micro.offset < 4096 and not extends else "", "to 0" if micro.size == 0 else ""]
         facts.append("replaces" if micro.replaced else "")
         if operation is not None:
@@ -89,20 +100,32 @@ class Labels:
         return "|".join(facts)
 
 
-def shape_at(history: History, labels: Labels, after: int) -> Shape:
-    """The collapsed graph of what is pending at a crash point."""
-    pending = history.pending_at(after)
-    objects = _objects(history, labels, after, pending)
-    groups: list[int] = []
-    names: list[str] = []
-    for merged in _collapse_objects(objects):
-        for name, mask in merged:
-            groups.append(mask)
-            names.append(name)
-    order = sorted(range(len(groups)), key=lambda i: groups[i].bit_length())
-    groups, names = [groups[i] for i in order], [names[i] for i in order]
+def parts_at(history: History, labels: Labels, after: int) -> list[Part]:
+    """What may be lost at a crash point, collapsed, in parts that are independent of each other; the one with the newest change last."""
+    objects = _objects(history, labels, after, history.open_at(after))
+    collapsed = [step for merged in _collapse_objects(history, objects) for step in merged]
+    collapsed.sort(key=lambda step: step[1].bit_length())
+    groups, names = [mask for _, mask in collapsed], [name for name, _ in collapsed]
     preds = _quotient(history, groups)
-    return Shape(tuple(groups), None if preds is None else tuple(preds), _key(history, groups, names, preds))
+    if preds is None:
+        return [Part(tuple(groups), None, _key(history, groups, names, None))]
+    parts = []
+    for members in _components(preds):
+        number_of = {old: new for new, old in enumerate(members)}
+        mine = [sum(1 << number_of[before] for before in dag.bits(preds[old])) for old in members]
+        some = [groups[old] for old in members]
+        parts.append(Part(tuple(some), tuple(mine), _key(history, some, [names[old] for old in members], mine)))
+    return sorted(parts, key=lambda part: part.groups[-1].bit_length())
+
+
+def _components(preds: Sequence[int]) -> list[list[int]]:
+    """The connected components of a graph, each in topological order."""
+    label = list(range(len(preds)))
+    for i, mask in enumerate(preds):
+        for j in dag.bits(mask):
+            old, new = max(label[i], label[j]), min(label[i], label[j])
+            label = [new if one == old else one for one in label]
+    return [[i for i, one in enumerate(label) if one == root] for root in sorted(set(label))]
 
 
 _Step = tuple[str, int]  # label of an operation's pending changes on one object, and their places
@@ -119,17 +142,18 @@ def _objects(history: History, labels: Labels, after: int, pending: int) -> list
         listed = []
         for places in by_operation.values():
             acked = "acknowledged" if labels.acknowledged(places[-1], after) else ""
-            label = "+".join(labels.of[place] for place in places) + acked
+            # One write may cover old and new blocks: how many pieces that makes says where the file's end happens to lie.
+            label = "+".join(dict.fromkeys(labels.of[place] for place in places)) + acked
             listed.append((label, sum(1 << place for place in places)))
         objects.append(listed)
     return objects
 
 
-def _collapse_objects(objects: list[list[_Step]]) -> list[list[_Step]]:
-    """Runs of equal steps to first, middle and last; of objects that look alike the newest stays, the older ones become one."""
+def _collapse_objects(history: History, objects: list[list[_Step]]) -> list[list[_Step]]:
+    """Repetitions of steps collapse; of objects that then look alike the newest stays, the older ones become one."""
     alike: dict[tuple[str, ...], list[list[_Step]]] = {}
     for steps in objects:
-        collapsed = _collapse_runs(steps)
+        collapsed = _newest(_collapse_runs(history, steps))
         alike.setdefault(tuple(label for label, _ in collapsed), []).append(collapsed)
     result: list[list[_Step]] = []
     for shape, members in alike.items():
@@ -140,31 +164,43 @@ def _collapse_objects(objects: list[list[_Step]]) -> list[list[_Step]]:
     return result
 
 
-def _collapse_runs(steps: list[_Step]) -> list[_Step]:
-    """Repetitions of one to six steps: the first and the last stay as they are, those in between are lost or kept together."""
+def _collapse_runs(history: History, steps: list[_Step]) -> list[_Step]:
+    """Repetitions of one to six steps: the last stays as it is, those before are lost or kept together; so does the first where no order
+    holds between it and the last (a header that is written in place, for one).
+    """
     result: list[_Step] = []
     start = 0
     while start < len(steps):
         period, times = _repetition(steps, start)
-        middle = steps[start + period : start + period * (times - 1)]
-        result += steps[start : start + period]
-        if times > 2:
-            result.append(("many " + ";".join(label for label, _ in middle[:period]), _union(middle)))
+        end = start + period * times
         if times > 1:
-            result += steps[start + period * (times - 1) : start + period * times]
-        start += period * times
+            free = times > 2 and steps[start][1] & history.ancestors[steps[end - 1][1].bit_length() - 1] == 0
+            many = start + period if free else start
+            result += steps[start:many]
+            middle = steps[many : end - period]
+            result.append(("many " + ";".join(label for label, _ in middle[:period]), _union(middle)))
+        result += steps[end - period : end]
+        start = end
     return result
+
+
+def _newest(steps: list[_Step]) -> list[_Step]:
+    """Of an object with a long history that no sync ended, the newest steps, and all the older ones as one."""
+    if len(steps) <= MAX_STEPS:
+        return steps
+    older = steps[:-NEWEST_STEPS]
+    return [("older " + ";".join(sorted({label.removeprefix("many ") for label, _ in older})), _union(older)), *steps[-NEWEST_STEPS:]]
 
 
 def _repetition(steps: list[_Step], start: int) -> tuple[int, int]:
     """(period, times) of the repetition at `start` that covers most steps, the shortest such period; (1, 1) without one."""
     best = (1, 1)
-    for period in range(1, min(MAX_PERIOD_STEPS, (len(steps) - start) // 3) + 1):
+    for period in range(1, min(MAX_PERIOD_STEPS, (len(steps) - start) // 2) + 1):
         end = start + period
         while end < len(steps) and steps[end][0] == steps[end - period][0]:
             end += 1
         times = (end - start) // period
-        if times > 2 and period * times > best[0] * best[1]:
+        if times > 1 and period * times > best[0] * best[1]:
             best = (period, times)
     return best
 

@@ -51,7 +51,7 @@ class CrashState:
 
 @dataclass(slots=True)
 class Coverage:
-    """What an exploration did. `classes` and `contexts` are those of the representative strategy (0 for others).
+    """What an exploration did. `classes`, `pairs` and `contexts` are those of the representative strategy (0 for others).
 
     `listed` counts states before de-duplication, `distinct` those that were handed out; `capped_points` had more down-closed sets than
     the cap and were sampled.
@@ -64,6 +64,7 @@ class Coverage:
     capped_points: set[int] = field(default_factory=set)
     classes: int = 0
     classes_tested: set[str] = field(default_factory=set)
+    pairs: int = 0
     contexts: int = 0
     represented_points: int = 0
     rechecked: int = 0
@@ -186,8 +187,9 @@ def explore(
 
         chosen = representatives.choose(history)
         coverage.classes = len(chosen.classes)
+        coverage.pairs = len(chosen.pairs)
         coverage.contexts = len(chosen.contexts)
-        coverage.represented_points = chosen.represented_points
+        coverage.represented_points = len(chosen.represented)
         choices = representatives.states(history, chosen, cap=cap, seed=seed, torn=not whole_writes)
     elif strategy == "exhaustive":
         choices = listing.exhaustive(history, cap=cap, seed=seed, torn=not whole_writes)

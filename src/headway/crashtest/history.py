@@ -1,11 +1,12 @@
 """One trace under one persistence model: the micro-operations, their order, what was durable when, and the images of crash states."""
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import cached_property
 
 from headway.crashtest import dag
 from headway.crashtest.images import ImageBuilder
-from headway.crashtest.micro import CHANGE_KINDS, Micro
+from headway.crashtest.micro import CHANGE_KINDS, CONTENT_KINDS, Micro
 from headway.crashtest.models.forcing import forced
 from headway.crashtest.models.model import PersistenceModel
 from headway.crashtest.models.order import edges, rewritten_files
@@ -45,6 +46,11 @@ class History:
             result.append(durable)
         return result
 
+    @cached_property
+    def moot_after(self) -> list[int]:
+        """For each place the content of files that certainly have no name left by then: it makes no difference."""
+        return [moot & self.changes for moot in moot_content(self.initial, self.micros, self.durable_after)]
+
     def done_at(self, after: int) -> int:
         """Every change made up to and including place `after`."""
         return self.changes & ((1 << (after + 1)) - 1)
@@ -52,6 +58,14 @@ class History:
     def pending_at(self, after: int) -> int:
         """Changes made by then that a crash may or may not lose."""
         return self.done_at(after) & ~self.durable_after[after]
+
+    def settled_at(self, after: int) -> int:
+        """What is on the disk in every state at `after`, or makes no difference."""
+        return self.durable_after[after] | self.moot_after[after]
+
+    def open_at(self, after: int) -> int:
+        """Pending changes that make a difference."""
+        return self.done_at(after) & ~self.settled_at(after)
 
     def allows(self, after: int, kept: int) -> bool:
         """Whether the model lets exactly `kept` survive a crash right after place `after`."""
@@ -98,3 +112,38 @@ class History:
                     acks = (*acks, text)
             result.append((begun, acks))
         return result
+
+
+def moot_content(initial: Tree, micros: Sequence[Micro], durable_after: Sequence[int]) -> list[int]:
+    """For each place the changes of content to inodes whose every name is gone, and durably so."""
+    names = Counter(inode for _, inode, _ in initial.walk())
+    touched: dict[int, int] = defaultdict(int)  # places of changes of an inode's names
+    content: dict[int, int] = defaultdict(int)
+    nameless: set[int] = set()
+    result, moot = [], 0
+    for place, micro in enumerate(micros):
+        bit = 1 << place
+        if micro.kind in CONTENT_KINDS:
+            content[micro.inode] |= bit
+        for inode, change in _name_changes(micro):
+            names[inode] += change
+            touched[inode] |= bit
+            nameless.discard(inode)
+            if names[inode] == 0:
+                nameless.add(inode)
+        if micro.kind == "sync":
+            for inode in [one for one in nameless if touched[one] & ~durable_after[place] == 0]:
+                moot |= content[inode]
+                nameless.discard(inode)
+        result.append(moot)
+    return result
+
+
+def _name_changes(micro: Micro) -> list[tuple[int, int]]:
+    if micro.kind == "link":
+        return [(micro.inode, 1)]
+    if micro.kind == "unlink":
+        return [(micro.inode, -1)]
+    if micro.kind == "rename":
+        return [(micro.inode, 0), *([(micro.replaced, -1)] if micro.replaced else [])]
+    return []

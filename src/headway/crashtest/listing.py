@@ -30,7 +30,7 @@ def exhaustive(history: History, *, cap: int | None, seed: int, torn: bool) -> I
 
 def at_point(history: History, after: int, *, cap: int | None, seed: int, torn: bool, origin: str) -> Iterator[Choice]:
     """The states of one crash point."""
-    pending, durable = history.pending_at(after), history.durable_after[after]
+    pending, durable = history.open_at(after), history.settled_at(after)
     capped = cap is not None and dag.count_ideals(history.ancestors, pending, limit=cap) > cap
     if not capped:
         for ideal in dag.ideals(history.ancestors, pending):
@@ -49,7 +49,7 @@ def at_point(history: History, after: int, *, cap: int | None, seed: int, torn: 
 
 def skeleton(history: History, after: int, groups: Sequence[int]) -> Iterator[int]:
     """Few telling states of many: everything, nothing, all but each group, each group alone (with what must come along), all prefixes."""
-    done, durable = history.done_at(after), history.durable_after[after]
+    done, durable = history.done_at(after), history.settled_at(after)
     yield done
     yield durable
     for group in reversed(groups):
@@ -61,10 +61,10 @@ def skeleton(history: History, after: int, groups: Sequence[int]) -> Iterator[in
         yield taken
 
 
-def torn_at(history: History, after: int) -> Iterator[Choice]:
-    """Each pending write in its other forms, once alone and once with all that can be there while it is not whole."""
+def torn_at(history: History, after: int, among: int = -1) -> Iterator[Choice]:
+    """Each pending write (of `among`) in its other forms, once alone and once with all that can be there while it is not whole."""
     durable = history.durable_after[after]
-    for place in dag.bits(history.pending_at(after)):
+    for place in dag.bits(history.open_at(after) & among):
         for variant in variants(history.model, place, history.micros[place]):
             alone = history.with_predecessors(after, 1 << place)
             yield Choice(after, alone, "torn", variant)
@@ -74,8 +74,8 @@ def torn_at(history: History, after: int) -> Iterator[Choice]:
 
 def random_state(history: History, after: int, draw: random.Random) -> int:
     """A random allowed state: every pending change survives with one probability, drawn once, if what it needs did."""
-    kept, chance = history.durable_after[after], draw.random()
-    for place in dag.bits(history.pending_at(after)):
+    kept, chance = history.settled_at(after), draw.random()
+    for place in dag.bits(history.open_at(after)):
         if history.ancestors[place] & ~kept == 0 and draw.random() < chance:
             kept |= 1 << place
     return kept
@@ -106,7 +106,7 @@ def drop_one(history: History) -> Iterator[Choice]:
     """At each point everything, and everything less one pending change and what depends on it (ALICE's way)."""
     for after in range(len(history.micros)):
         yield Choice(after, history.done_at(after), "drop-one")
-        for place in dag.bits(history.pending_at(after)):
+        for place in dag.bits(history.open_at(after)):
             yield Choice(after, history.without(after, 1 << place), "drop-one")
 
 
