@@ -57,7 +57,8 @@ def gone(pid: int) -> bool:
 
 def recorder(root: Path, backend: Backend) -> subprocess.Popen[bytes]:
     """A process that records the family."""
-    code = f"from headway.crashtest.trace.record import record; record([{sys.executable!r}, '-c', {FAMILY!r}, {str(root)!r}], {str(root)!r}, backend={backend!r})"
+    command = [sys.executable, "-c", FAMILY, str(root)]
+    code = f"from headway.crashtest.trace.record import record; record({command!r}, {str(root)!r}, backend={backend!r})"
     return subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(SOURCES)}, stderr=subprocess.DEVNULL)
 
 

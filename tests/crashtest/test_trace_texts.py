@@ -114,7 +114,7 @@ def test_somebody_elses_log_is_a_trace_that_cannot_pass_for_complete(tmp_path: P
 # ---- Pathfinder ---------------------------------------------------------------------------------------------------------
 def test_the_shipped_trace_is_read_in_full_and_written_back_byte_for_byte() -> None:
     trace = pathfinder_text.read(SHIPPED)
-    assert trace.root == "/home/yilegu/squint_test_dir/628b-bda1-d221-d700"
+    assert trace.root.endswith("/squint_test_dir/628b-bda1-d221-d700")
     counted = {kind: sum(op.kind == kind for op in trace.operations) for kind in {op.kind for op in trace.operations}}
     assert counted == {"open": 12, "write": 12, "close": 12, "fdatasync": 7, "rename": 2, "unlink": 1}
     assert pathfinder_text.render(trace) == (SHIPPED.read_text(), [])

@@ -202,14 +202,14 @@ def test_links_dots_and_symbolic_links_lead_where_the_kernel_goes() -> None:
 
 
 def test_a_file_made_outside_and_renamed_in_keeps_its_content_and_its_inode() -> None:
-    done = run(opened("/tmp/x", 3), op("write", "/tmp/x", fd=3, payload=b"made"), op("rename", "/tmp/x", "a"))
+    done = run(opened("/outside/x", 3), op("write", "/outside/x", fd=3, payload=b"made"), op("rename", "/outside/x", "a"))
     assert files(done) == {"a": b"made"}
     link, *_, rename = done.micros
-    assert (link.parent, link.name, rename.parent, rename.name, rename.parent2) == (OUTSIDE, "/tmp/x", OUTSIDE, "/tmp/x", ROOT)
+    assert (link.parent, link.name, rename.parent, rename.name, rename.parent2) == (OUTSIDE, "/outside/x", OUTSIDE, "/outside/x", ROOT)
 
 
 def test_a_directory_made_outside_and_renamed_in_brings_its_files() -> None:
-    done = run(op("mkdir", "/tmp/d"), opened("/tmp/d/f", 3), op("write", "/tmp/d/f", fd=3, payload=b"1"), op("rename", "/tmp/d", "d"))
+    done = run(op("mkdir", "/outside/d"), opened("/outside/d/f", 3), op("write", "/outside/d/f", fd=3, payload=b"1"), op("rename", "/outside/d", "d"))
     assert files(done) == {"d/f": b"1"}
 
 
