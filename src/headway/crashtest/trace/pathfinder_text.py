@@ -99,6 +99,7 @@ class _Reader:
                 raise ValueError("the line does not end with ;")
             frames.pop()
         fields = event.split(",")
+        int(fields[0])  # a number, but not trusted: after exec it may jump
         tid, name, arguments = int(fields[1]), fields[2], fields[3:]
         if name not in _ARGUMENTS:
             raise ValueError(f"unknown event {name}")

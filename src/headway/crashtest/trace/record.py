@@ -104,8 +104,11 @@ def _record_once(run: _Run, tracer: Literal["strace", "ptrace"]) -> Trace:
         final = Tree.read(run.root)
         calls = strace.read_log(log) if log.exists() else []
         assembly = assemble(calls, str(run.root), run.cwd, marker_path=str(marker_path), stdout_markers=run.stdout_markers)
-    if code in (126, 127) and not any(operation.kind == "exec" for operation in assembly.operations):
-        raise TraceError(f"{run.words[0]!r} could not be run under {tracer} (exit code {code}); its message is above")
+    if not any(operation.kind == "exec" for operation in assembly.operations):
+        raise TraceError(
+            f"{run.words[0]!r} could not be run under {tracer} (exit code {code}): its message is above; "
+            "check the command, and whether this container allows ptrace"
+        )
     return Trace(
         str(run.root),
         assembly.operations,
