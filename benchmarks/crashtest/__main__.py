@@ -1,7 +1,7 @@
 """`python -m benchmarks.crashtest`: representatives against the explorers that other testers use, at an equal budget of states.
 
-Every explorer gets the same trace and as many states as the representative strategy tested; exhaustive gets `--exhaustive` states and is the
-truth that recall is counted against. Cells: distinct root causes / states to the first failure.
+Every explorer gets the same trace and as many states as the representative strategy tested; exhaustive gets `--exhaustive` states and is
+the truth that recall is counted against. Cells: distinct root causes / states to the first failure.
 """
 
 import statistics
@@ -74,7 +74,7 @@ def main() -> int:
     strategies: tuple[Strategy, ...] = ("representative", "exhaustive", *OTHERS)
     print(f"{'target':<30}{'states':>7}" + "".join(f"{strategy:>16}" for strategy in strategies) + f"{'kinds kept':>12}{'of states':>10}")
     rows: list[Row] = []
-    total = {strategy: 0.0 for strategy in strategies}
+    total: dict[Strategy, float] = dict.fromkeys(strategies, 0.0)
     found = dict.fromkeys(strategies, 0)
     for name in names:
         began = time.monotonic()
