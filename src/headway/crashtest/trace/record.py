@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
+from headway.crashtest.fidelity import fidelity
 from headway.crashtest.markers import VARIABLE
 from headway.crashtest.operations import Trace, TraceError
 from headway.crashtest.trace import leash, ptrace, strace
 from headway.crashtest.trace.assemble import assemble
 from headway.crashtest.tree import Tree
-from headway.crashtest.vfs import simulate
 
 Backend = Literal["auto", "strace", "ptrace"]
 LEASH_GRACE_S = 10.0
@@ -50,10 +50,10 @@ def record(
 ) -> Trace:
     """Runs `command` and records what it and its children do to the directory `root`, which is created if missing.
 
-    `backend`: "strace", or "ptrace", which is slower, needs nothing but Python and also sees stores to shared mappings, at every sync.
-    "auto" takes strace where it is installed; if the program turns out to store through mappings and `root` was empty before, the
-    directory is emptied and the program run once more under ptrace. The program finds HEADWAY_CRASH_FD for its markers. Its exit
-    code is in the trace, not an error.
+    `backend`: "strace", or "ptrace", which is slower, needs nothing but Python, also sees stores to shared mappings (at every sync) and
+    lets changes by several threads in one at a time, so that their order is known. "auto" takes strace where it is installed; if its
+    trace is not faithful and `root` was empty before, the directory is emptied and the program run once more under ptrace.
+    The program finds HEADWAY_CRASH_FD for its markers. Its exit code is in the trace, not an error.
     Raises TraceError when the program cannot be started or traced, or runs longer than `timeout_s` (it is killed then).
     """
     if not command:
@@ -72,7 +72,7 @@ def record(
     chosen = choose(backend)
     was_empty = not any(here.iterdir())
     trace = _record_once(run, chosen)
-    if backend == "auto" and chosen == "strace" and was_empty and _stores_through_mappings(trace):
+    if backend == "auto" and chosen == "strace" and was_empty and not trace.unseen and fidelity(trace):
         for entry in here.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
@@ -119,14 +119,6 @@ def _record_once(run: _Run, tracer: Literal["strace", "ptrace"]) -> Trace:
         tuple(run.words),
         code if code < 128 else 128 - code,
     )
-
-
-def _stores_through_mappings(trace: Trace) -> bool:
-    """Whether a file that was mapped ended otherwise than the system calls say."""
-    assert trace.final is not None
-    simulated = simulate(trace)
-    ours, real = simulated.image.tree().files(), trace.final.files()
-    return any(ours.get(path) != real.get(path) for path in simulated.mapped_paths())
 
 
 def choose(backend: Backend) -> Literal["strace", "ptrace"]:
