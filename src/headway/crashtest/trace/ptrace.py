@@ -105,6 +105,9 @@ class Tracer:
             self._ptrace(_TRACEME, 0, None, None)
             os.kill(os.getpid(), signal.SIGSTOP)
             seccomp.install(number for number, _ in SYSTEM_CALLS.values() if number >= 0)
+            preload = os.environ.pop("HEADWAY_CRASH_PRELOAD", None)
+            if preload is not None:
+                os.environ["LD_PRELOAD"] = preload
             os.execvp(command[0], command)
         except OSError as problem:
             os.write(2, f"{command[0]}: {problem.strerror}\n".encode())

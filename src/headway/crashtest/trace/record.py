@@ -15,6 +15,7 @@ from headway.crashtest.fidelity import fidelity
 from headway.crashtest.markers import VARIABLE
 from headway.crashtest.operations import Trace, TraceError
 from headway.crashtest.trace import leash, ptrace, strace
+from headway.crashtest.trace import stacks as stacks_log
 from headway.crashtest.trace.assemble import assemble
 from headway.crashtest.tree import Tree
 
@@ -32,6 +33,7 @@ class _Run:
     env: Mapping[str, str]
     timeout_s: float | None
     stdout_markers: bool
+    preload: Path | None
     streams: dict[str, int | IO[bytes] | None]
 
 
@@ -44,6 +46,7 @@ def record(
     env: Mapping[str, str] | None = None,
     timeout_s: float | None = 600.0,
     stdout_markers: bool = True,
+    stacks: bool = False,
     stdin: int | IO[bytes] | None = subprocess.DEVNULL,
     stdout: int | IO[bytes] | None = None,
     stderr: int | IO[bytes] | None = None,
@@ -53,6 +56,7 @@ def record(
     `backend`: "strace", or "ptrace", which is slower, needs nothing but Python, also sees stores to shared mappings (at every sync) and
     lets changes by several threads in one at a time, so that their order is known. "auto" takes strace where it is installed; if its
     trace is not faithful and `root` was empty before, the directory is emptied and the program run once more under ptrace.
+    With `stacks` each operation that went through libc has its call stack, native and Python (needs a C compiler once).
     The program finds HEADWAY_CRASH_FD for its markers. Its exit code is in the trace, not an error.
     Raises TraceError when the program cannot be started or traced, or runs longer than `timeout_s` (it is killed then).
     """
@@ -67,6 +71,7 @@ def record(
         os.environ if env is None else env,
         timeout_s,
         stdout_markers,
+        _stack_library() if stacks else None,
         {"stdin": stdin, "stdout": stdout, "stderr": stderr},
     )
     chosen = choose(backend)
@@ -89,12 +94,17 @@ def _record_once(run: _Run, tracer: Literal["strace", "ptrace"]) -> Trace:
         marker_path.touch()
         marker_fd = os.open(marker_path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         log = Path(scratch) / "log"
-        traced = strace.command_line(log, run.words) if tracer == "strace" else _ptrace_command(log, run.root, run.words)
+        traced = strace.command_line(log, run.words, run.preload) if tracer == "strace" else _ptrace_command(log, run.root, run.words)
+        logs = Path(scratch) / "stacks"
+        logs.mkdir()
+        env = {**run.env, VARIABLE: str(marker_fd)}
+        if run.preload is not None:
+            env |= {stacks_log.FOLDER_VARIABLE: str(logs), stacks_log.PRELOAD_VARIABLE: str(run.preload)}
         try:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", leash.__file__, str(os.getpid()), "--", *traced],
                 cwd=run.cwd,
-                env={**run.env, VARIABLE: str(marker_fd)},
+                env=env,
                 pass_fds=(marker_fd,),
                 **run.streams,  # type: ignore[call-overload]
             )
@@ -104,14 +114,15 @@ def _record_once(run: _Run, tracer: Literal["strace", "ptrace"]) -> Trace:
         final = Tree.read(run.root)
         calls = strace.read_log(log) if log.exists() else []
         assembly = assemble(calls, str(run.root), run.cwd, marker_path=str(marker_path), stdout_markers=run.stdout_markers)
-    if not any(operation.kind == "exec" for operation in assembly.operations):
+        operations = assembly.operations if run.preload is None else stacks_log.attach(assembly.operations, logs)
+    if not any(operation.kind == "exec" for operation in operations):
         raise TraceError(
             f"{run.words[0]!r} could not be run under {tracer} (exit code {code}): its message is above; "
             "check the command, and whether this container allows ptrace"
         )
     return Trace(
         str(run.root),
-        assembly.operations,
+        operations,
         assembly.initial(initial),
         final,
         tracer,
@@ -119,6 +130,13 @@ def _record_once(run: _Run, tracer: Literal["strace", "ptrace"]) -> Trace:
         tuple(run.words),
         code if code < 128 else 128 - code,
     )
+
+
+def _stack_library() -> Path:
+    built = stacks_log.library()
+    if built is None:
+        raise TraceError("call stacks need a C compiler once: install gcc, or `pip install ziglang`, or trace without stacks")
+    return built
 
 
 def choose(backend: Backend) -> Literal["strace", "ptrace"]:
