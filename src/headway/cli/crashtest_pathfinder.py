@@ -71,8 +71,15 @@ def test_groups(faithful: Faithful, oracle: OracleSpec, timeout_s: float, *, jud
 
 
 def _configured(path: Path) -> int:
-    try:
-        from headway.crashtest.pathfinder.config import run_config
-    except ImportError as problem:
-        raise ConfigError(f"{path}: configurations of the original are not read yet; give its tracer.log") from problem
-    return int(run_config(path))
+    """An INI file of the original: its trace, its options, its checker with `{{pmdir}}` as the crash directory."""
+    from headway.crashtest.pathfinder.config import fill, read
+
+    config = read(path)
+    if not config.trace_path:
+        raise ConfigError(f"{path}: [trace] trace_path is missing; record with `headway crashtest trace` and name the file there")
+    if config.mode != "posix":
+        raise ConfigError(f"{path}: mode {config.mode!r} is not run from a configuration; use `headway crashtest check --strategy ...`")
+    trace = read_log(config.trace_path, config.root_dir or None)
+    faithful = Faithful(trace, decompose=config.decompose, max_run_events=config.max_run_events)
+    checker = fill(config.checker, {"pmdir": "{dir}"}) if config.checker else ""
+    return test_groups(faithful, OracleSpec(program=checker), config.check_timeout_s, judged=bool(checker))

@@ -3,9 +3,9 @@
 import json
 import re
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from headway import __version__
 from headway.crashtest.check import Run
 
 TIER = "model only"
@@ -39,7 +39,7 @@ def coverage_line(run: Run) -> str:
 
 def markdown(runs: Sequence[Run], command: Sequence[str]) -> str:
     """A page a maintainer can read: reproduction, order of operations, model or file system."""
-    lines = ["# Crash consistency report", "", f"`{' '.join(command)}`, headway {__version__}", ""]
+    lines = ["# Crash consistency report", "", f"`{' '.join(command)}`, headway {_version()}", ""]
     for run in runs:
         lines += [f"## Model {run.model}: {run.verdict}", "", coverage_line(run) + ".", ""]
         lines += [f"- not faithful: {line}" for line in run.infidel]
@@ -83,7 +83,7 @@ def sarif(runs: Sequence[Run]) -> str:
                     "locations": [{"physicalLocation": location}],
                 }
             )
-    driver = {"name": "headway crashtest", "version": __version__, "rules": list(rules.values())}
+    driver = {"name": "headway crashtest", "version": _version(), "rules": list(rules.values())}
     document = {
         "version": "2.1.0",
         "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
@@ -94,3 +94,10 @@ def sarif(runs: Sequence[Run]) -> str:
 
 def _tier(confirmed: Sequence[str]) -> str:
     return f"confirmed on {', '.join(confirmed)}" if confirmed else TIER
+
+
+def _version() -> str:
+    try:
+        return version("headway")
+    except PackageNotFoundError:  # run from a source tree
+        return "0"
