@@ -43,10 +43,10 @@ os.rename(f"{root}/a", f"{root}/d")
 """
 
 
-def traced(tmp_path: Path, backend: Backend) -> Trace:
+def traced(tmp_path: Path, backend: Backend, text: str = PROGRAM, stacks: bool | None = True) -> Trace:
     program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    return record([sys.executable, "-I", program, tmp_path / "root"], tmp_path / "root", backend=backend, stacks=True)
+    program.write_text(text)
+    return record([sys.executable, "-I", program, tmp_path / "root"], tmp_path / "root", backend=backend, stacks=stacks)
 
 
 def lines(operation: Operation) -> list[tuple[str, int]]:
@@ -67,6 +67,17 @@ def test_each_operation_knows_the_python_lines_that_made_it(tmp_path: Path, back
     assert by_file["write", "child"] == [("store", 7), ("<module>", 20)]
     assert by_file["write", "buffered"][-1][0] == "<module>"
     assert by_file["rename", "d"] == [("<module>", 25)]
+
+
+@needs_compiler
+def test_by_default_a_second_python_thread_is_never_waited_for(tmp_path: Path) -> None:
+    """The thread in the middle has no Python frames then; before and after it, with one thread, they are there."""
+    text = PROGRAM.replace("if os.fork() == 0", "store('after', b'5')\nif os.fork() == 0")
+    trace = traced(tmp_path, "ptrace", text, stacks=None)
+    seen = {op.paths[-1].rpartition("/")[2]: lines(op) for op in trace.operations if op.kind == "fsync"}
+    assert seen["a"] == [("store", 8), ("<module>", 15)]
+    assert seen["b c"] == []
+    assert seen["after"] == [("store", 8), ("<module>", 19)]
 
 
 def entry(tid: int, kind: str, fd: int, result: int, name: str, function: str) -> bytes:
@@ -103,6 +114,7 @@ def test_a_log_that_ran_full_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
 def test_without_a_compiler_stacks_are_refused_with_the_remedy(tmp_path: Path, headway_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stacks, "_COMPILERS", (["false"],))
     assert stacks.library() is None
+    assert record(["true"], tmp_path / "root").exit_code == 0
     with pytest.raises(TraceError, match="ziglang"):
         record(["true"], tmp_path / "root", stacks=True)
 

@@ -34,6 +34,7 @@ class _Run:
     timeout_s: float | None
     stdout_markers: bool
     preload: Path | None
+    all_python_stacks: bool
     streams: dict[str, int | IO[bytes] | None]
 
 
@@ -46,7 +47,7 @@ def record(
     env: Mapping[str, str] | None = None,
     timeout_s: float | None = 600.0,
     stdout_markers: bool = True,
-    stacks: bool = False,
+    stacks: bool | None = None,
     stdin: int | IO[bytes] | None = subprocess.DEVNULL,
     stdout: int | IO[bytes] | None = None,
     stderr: int | IO[bytes] | None = None,
@@ -56,7 +57,9 @@ def record(
     `backend`: "strace", or "ptrace", which is slower, needs nothing but Python, also sees stores to shared mappings (at every sync) and
     lets changes by several threads in one at a time, so that their order is known. "auto" takes strace where it is installed; if its
     trace is not faithful and `root` was empty before, the directory is emptied and the program run once more under ptrace.
-    With `stacks` each operation that went through libc has its call stack, native and Python (needs a C compiler once).
+    `stacks`: call stacks of the operations that went through libc, native and Python. None: where a C compiler works or has worked once,
+    Python frames only while the program has one Python thread; True: also with more, which may deadlock a library that takes a lock
+    with and without the interpreter's; False: none.
     The program finds HEADWAY_CRASH_FD for its markers. Its exit code is in the trace, not an error.
     Raises TraceError when the program cannot be started or traced, or runs longer than `timeout_s` (it is killed then).
     """
@@ -71,7 +74,8 @@ def record(
         os.environ if env is None else env,
         timeout_s,
         stdout_markers,
-        _stack_library() if stacks else None,
+        _stack_library(stacks),
+        bool(stacks),
         {"stdin": stdin, "stdout": stdout, "stderr": stderr},
     )
     chosen = choose(backend)
@@ -100,6 +104,7 @@ def _record_once(run: _Run, tracer: Literal["strace", "ptrace"]) -> Trace:
         env = {**run.env, VARIABLE: str(marker_fd)}
         if run.preload is not None:
             env |= {stacks_log.FOLDER_VARIABLE: str(logs), stacks_log.PRELOAD_VARIABLE: str(run.preload)}
+            env |= {stacks_log.WAIT_VARIABLE: "1"} if run.all_python_stacks else {}
         try:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", leash.__file__, str(os.getpid()), "--", *traced],
@@ -132,9 +137,11 @@ def _record_once(run: _Run, tracer: Literal["strace", "ptrace"]) -> Trace:
     )
 
 
-def _stack_library() -> Path:
+def _stack_library(wanted: bool | None) -> Path | None:
+    if wanted is False:
+        return None
     built = stacks_log.library()
-    if built is None:
+    if built is None and wanted:
         raise TraceError("call stacks need a C compiler once: install gcc, or `pip install ziglang`, or trace without stacks")
     return built
 

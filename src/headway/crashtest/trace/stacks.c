@@ -45,6 +45,11 @@ static const char *(*py_text)(void *);
 static void (*py_decref)(void *);
 static void (*py_fetch)(void **, void **, void **);
 static void (*py_restore)(void *, void *, void *);
+static int (*py_holds)(void);
+static void *(*py_main)(void);
+static void *(*py_first_thread)(void *);
+static void *(*py_next_thread)(void *);
+static int may_wait; /* for the interpreter's lock, although other Python threads exist */
 
 static void *base_of(void *address) {
     Dl_info about;
@@ -54,6 +59,8 @@ static void *base_of(void *address) {
 __attribute__((constructor)) static void prepare(void) {
     void *warm[4];
     backtrace(warm, 4); /* loads the unwinder now, not inside of a program's lock */
+    const char *wait = getenv("HEADWAY_CRASH_STACKS_WAIT");
+    may_wait = wait && *wait == '1';
     own_base = base_of((void *)prepare);
     libc_base = base_of((void *)strlen);
 }
@@ -75,7 +82,11 @@ static void find_interpreter(void) {
     py_decref = (void (*)(void *))dlsym(RTLD_DEFAULT, "Py_DecRef");
     py_fetch = (void (*)(void **, void **, void **))dlsym(RTLD_DEFAULT, "PyErr_Fetch");
     py_restore = (void (*)(void *, void *, void *))dlsym(RTLD_DEFAULT, "PyErr_Restore");
-    if (py_this_thread && py_ensure && py_release && py_back && py_code && py_line && py_attribute && py_text && py_decref && py_fetch && py_restore)
+    py_holds = (int (*)(void))dlsym(RTLD_DEFAULT, "PyGILState_Check");
+    py_main = (void *(*)(void))dlsym(RTLD_DEFAULT, "PyInterpreterState_Main");
+    py_first_thread = (void *(*)(void *))dlsym(RTLD_DEFAULT, "PyInterpreterState_ThreadHead");
+    py_next_thread = (void *(*)(void *))dlsym(RTLD_DEFAULT, "PyThreadState_Next");
+    if (py_holds && py_main && py_first_thread && py_next_thread && py_this_thread && py_ensure && py_release && py_back && py_code && py_line && py_attribute && py_text && py_decref && py_fetch && py_restore)
         py_frame = (void *(*)(void))dlsym(RTLD_DEFAULT, "PyEval_GetFrame");
 }
 
@@ -119,8 +130,16 @@ static size_t native_frames(char *line, size_t used) {
     return used;
 }
 
+/* Waiting for the interpreter's lock could deadlock: its holder may wait for a lock of a library that the thread in this call holds
+   (sqlite3_changes against sqlite3_step on a shared connection). One Python thread alone finds it free. */
+static int lock_is_free(void) {
+    if (may_wait || py_holds()) return 1;
+    void *first = py_first_thread(py_main());
+    return first && !py_next_thread(first);
+}
+
 static size_t python_frames(char *line, size_t used) {
-    if (!py_frame || !py_initialized() || !py_this_thread()) return used;
+    if (!py_frame || !py_initialized() || !py_this_thread() || !lock_is_free()) return used;
     int state = py_ensure();
     void *type, *value, *trace;
     py_fetch(&type, &value, &trace);

@@ -19,6 +19,7 @@ from headway.crashtest.operations import Frame, Operation, TraceError
 
 FOLDER_VARIABLE = "HEADWAY_CRASH_STACKS"
 PRELOAD_VARIABLE = "HEADWAY_CRASH_PRELOAD"  # what the ptrace tracer turns into LD_PRELOAD for the program
+WAIT_VARIABLE = "HEADWAY_CRASH_STACKS_WAIT"
 _SOURCE = Path(__file__).with_name("stacks.c")
 _COMPILERS = (["cc"], ["gcc"], [sys.executable, "-m", "ziglang", "cc"])
 
