@@ -177,6 +177,34 @@ class Driver:
         for thread in both:
             thread.join()
 
+    def race(self, step: Step) -> None:
+        """Four threads change the same names and append to one file."""
+        log = os.open(self.path("log"), os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+
+        def change(number: int) -> None:
+            for turn in range(step["times"]):
+                choice = (number * 7 + turn * 5) % 6
+                one, two = self.path("abc"[turn % 3]), self.path("abc"[(turn + number) % 3])
+                try:
+                    if choice == 0:
+                        os.rename(one, two)
+                    elif choice == 1:
+                        os.unlink(one)
+                    elif choice < 4:
+                        fd = os.open(one, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+                        os.write(fd, f"{number}-{turn};".encode())
+                        os.close(fd)
+                    else:
+                        os.write(log, f"{number}-{turn};".encode())
+                except OSError:
+                    continue
+
+        all_four = [threading.Thread(target=change, args=(number,)) for number in range(4)]
+        for thread in all_four:
+            thread.start()
+        for thread in all_four:
+            thread.join()
+
     def store(self, step: Step) -> None:
         """Through a shared mapping; only the ptrace tracer can see it."""
         fd = self.fd(step)

@@ -25,7 +25,7 @@ OURS = [name for name, target in TARGETS.items() if name.startswith("headway-")]
 
 
 def traced(name: str, root: Path) -> Trace:
-    return record([word.replace("{dir}", str(root)) for word in command(name)], root, backend=find(name).backend)
+    return record([word.replace("{dir}", str(root)) for word in command(name)], root, backend=find(name).backend, stacks=False)
 
 
 def checked(name: str, root: Path, options: CheckOptions = OPTIONS) -> tuple[Trace, Run]:

@@ -78,10 +78,10 @@ BEFORE: dict[str, bytes] = {"a": b"there before", "d/x": b"x" * 5000}
 PROGRAMS = st.lists(STEPS, min_size=25, max_size=60)
 
 
-def run(steps: list[dict[str, Any]], backend: Backend) -> Trace:
+def run(steps: list[dict[str, Any]], backend: Backend, *, before: dict[str, bytes] = BEFORE) -> Trace:
     with TemporaryDirectory() as scratch:
         root = Path(scratch).resolve() / "root"
-        for name, data in BEFORE.items():
+        for name, data in before.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_bytes(data)
         listed = Path(scratch) / "steps.json"
@@ -176,3 +176,23 @@ def test_threads_that_overlap_are_not_ordered_but_one_thread_is(backend: Backend
     for spans in by_thread.values():
         assert all(before[1] < after[0] for before, after in pairwise(spans))
     assert len({op.pid for op in trace.operations if op.kind == "write"}) == 1
+
+
+@pytest.mark.parametrize("backend", ["ptrace", "auto"])
+def test_threads_that_race_on_the_same_names_are_put_in_the_order_that_happened(backend: Backend) -> None:
+    trace = run([{"do": "race", "times": 40}], backend, before={})
+    assert len([op for op in trace.operations if op.kind == "write"]) > 40
+    assert fidelity(trace) == []
+
+
+@needs_strace
+def test_auto_runs_again_under_ptrace_when_strace_cannot_see_a_store() -> None:
+    steps = [
+        {"do": "open", "name": "a", "flags": os.O_RDWR | os.O_CREAT},
+        {"do": "write", "fd": 0, "data": "hello", "times": 3},
+        {"do": "store", "fd": 0, "offset": 3, "length": 1, "explicit": True},
+    ]
+    trace = run(steps, "auto", before={})
+    assert trace.source == "ptrace"
+    assert [op.kind for op in trace.operations if op.kind in ("write", "store", "msync")] == ["write", "store", "msync"]
+    assert run(steps[:2], "auto", before={}).source == "strace"

@@ -209,7 +209,12 @@ def test_a_file_made_outside_and_renamed_in_keeps_its_content_and_its_inode() ->
 
 
 def test_a_directory_made_outside_and_renamed_in_brings_its_files() -> None:
-    done = run(op("mkdir", "/outside/d"), opened("/outside/d/f", 3), op("write", "/outside/d/f", fd=3, payload=b"1"), op("rename", "/outside/d", "d"))
+    done = run(
+        op("mkdir", "/outside/d"),
+        opened("/outside/d/f", 3),
+        op("write", "/outside/d/f", fd=3, payload=b"1"),
+        op("rename", "/outside/d", "d"),
+    )
     assert files(done) == {"d/f": b"1"}
 
 

@@ -203,6 +203,34 @@ def test_the_tail_of_an_unsynced_log_may_be_lost_after_the_next_was_synced(model
     assert "old" in outcomes(log_switch(), model, content("a"), returned=True)
 
 
+def test_a_rewritten_file_has_its_content_before_any_name_that_changes_after_its_close() -> None:
+    r = Recorder({"f": OLD})
+    fd = r.open("f", os.O_WRONLY | os.O_TRUNC)
+    r.write(fd, NEW)
+    r.close(fd)
+    r.mkdir("later")
+    r.open("later/g")
+    trace = r.trace()
+
+    def describe(files: dict[str, bytes]) -> str:
+        return content("f")(files) + (" with g" if "later/g" in files else "")
+
+    assert {seen for seen in outcomes(trace, "ext4", describe) if "with g" in seen} == {"new with g"}
+    assert {seen for seen in outcomes(trace, "xfs", describe) if "with g" in seen} == {"empty with g", "new with g"}
+
+
+def test_msync_of_a_range_forces_only_what_it_names() -> None:
+    r = Recorder({"f": OLD * 82})
+    fd = r.open("f", os.O_RDWR)
+    r.add("mmap", ("f",), fd=fd, address=0x10000, length=8192, offset=0, flags=1, mode=3)
+    for offset in (0, 4096):
+        r.add("store", ("f",), address=0x10000 + offset, offset=offset, length=3, payload=b"new")
+    r.add("msync", ("f",), address=0x10000, length=4096, flags=4)
+    r.ack("0")
+    seen = outcomes(r.trace(), "ext4", lambda files: f"{files['f'][:3] == b'new'} {files['f'][4096:4099] == b'new'}", returned=True)
+    assert seen == {"True False", "True True"}
+
+
 @pytest.mark.parametrize("model", JOURNALING)
 def test_preallocated_space_may_show_zeros(model: str) -> None:
     assert outcomes(preallocate(), model, content("f")) >= {"absent", "zeros", "new"}

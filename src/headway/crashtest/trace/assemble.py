@@ -15,6 +15,8 @@ from headway.crashtest.trace.calls import Call
 from headway.crashtest.trace.translate import Draft, Process, Unreadable, operation_of, translate
 from headway.crashtest.tree import OUTSIDE, Directory, File, Tree
 
+# Calls whose effect others see before they return: a child runs, the number of a closed descriptor is given out again.
+EARLY = frozenset({"clone", "clone3", "fork", "vfork", "close"})
 FORKS = frozenset({"clone", "clone3", "fork", "vfork"})
 MAX_SOURCE_BYTES = 256 << 20  # of a file outside of the root that was copied into it
 _MARKER = re.compile(rb"(begin|ack) (.*)")
@@ -53,7 +55,7 @@ def assemble(
 
     Lines `begin X` and `ack X` written to the file `marker_path`, or with `stdout_markers` to descriptor 1, become markers.
     """
-    ordered = sorted(calls, key=lambda call: call.seq_enter if call.name in FORKS else call.seq_exit)
+    ordered = sorted(calls, key=lambda call: call.seq_enter if call.name in EARLY else call.seq_exit)
     processes = _Processes(ordered, cwd)
     assembly = Assembly()
     drafts: list[tuple[Draft, Call, Process]] = []
@@ -85,7 +87,7 @@ def assemble(
         if not draft.known:
             assembly.unseen.append(f"{call.name} on {' '.join(draft.paths)} (event {call.seq_exit}): its content is not in the trace")
         found.append(operation_of(draft, call, process))
-    found.sort(key=lambda operation: operation.seq_enter if operation.kind == "fork" else operation.seq_exit)
+    found.sort(key=lambda operation: operation.seq_enter if operation.kind in ("fork", "close") else operation.seq_exit)
     assembly.operations = [replace(operation, index=index) for index, operation in enumerate(found)]
     for path in sorted(scope.sources - scope.created):
         _read_source(path, assembly)

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import stat
 import struct
 import sys
 from typing import TextIO
@@ -39,12 +40,20 @@ _LOOK_BEFORE = _CHANGING | {
 }
 
 
+# Calls on files under the root that are let in one at a time, so that their order is known. Not the syncs: they take long, promise
+# nothing before they return, and a program may rely on several at once.
+_UNORDERED = frozenset({"fsync", "fdatasync", "sync", "syncfs", "msync", "sync_file_range"})
+_UNORDERED |= {"clone", "clone3", "fork", "vfork", "execve", "execveat", "exit_group", "io_submit", "io_uring_enter"}
+_ON_PATHS = {name for name, (_, signature) in SYSTEM_CALLS.items() if "p" in signature}
+
+
 class Tracer:
     """Follows a program and all its threads and children; one line a call, in the order of the stops."""
 
     def __init__(self, log: TextIO, root: str) -> None:
         self._log = log
         self._root = root.rstrip("/") + "/"
+        self._root_shown = _hex(root.rstrip("/"))
         libc = ctypes.CDLL(None, use_errno=True)
         self._ptrace = libc.ptrace
         self._ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
@@ -56,6 +65,8 @@ class Tracer:
         self._inside: dict[int, tuple[str, str, tuple[int, ...]]] = {}  # tid: call that has not returned, its text, its arguments
         self._unwritten: int | None = None  # the thread whose call began last, if nothing was written since
         self._mapped = MappedFiles()
+        self._holder: int | None = None  # the thread that is inside of an ordered call
+        self._waiting: list[int] = []  # threads that stand before one
 
     def run(self, command: list[str]) -> int:
         """Exit code of the command, 128 + N when signal N ended it."""
@@ -77,6 +88,9 @@ class Tracer:
                 continue
             self._inside.pop(tid, None)
             self._forget_memory(tid)
+            if tid in self._waiting:
+                self._waiting.remove(tid)
+            self._let_in(tid)
             if tid == main:
                 ended = os.waitstatus_to_exitcode(status)
                 code = ended if ended >= 0 else 128 - ended
@@ -91,6 +105,9 @@ class Tracer:
             self._ptrace(_TRACEME, 0, None, None)
             os.kill(os.getpid(), signal.SIGSTOP)
             seccomp.install(number for number, _ in SYSTEM_CALLS.values() if number >= 0)
+            preload = os.environ.pop("HEADWAY_CRASH_PRELOAD", None)
+            if preload is not None:
+                os.environ["LD_PRELOAD"] = preload
             os.execvp(command[0], command)
         except OSError as problem:
             os.write(2, f"{command[0]}: {problem.strerror}\n".encode())
@@ -109,6 +126,7 @@ class Tracer:
         elif number == _SYSCALL_STOP:
             self._returned(tid)
             self._ptrace(_CONT, tid, None, None)
+            self._let_in(tid)
         elif number == signal.SIGSTOP and tid not in self._started:
             self._started.add(tid)
             self._ptrace(_CONT, tid, None, None)
@@ -117,6 +135,7 @@ class Tracer:
 
     def _entered(self, tid: int) -> None:
         if self._ptrace(_GETREGS, tid, None, ctypes.addressof(self._registers)):
+            self._let_in(tid)
             return  # it was killed
         self._ptrace(_GETEVENTMSG, tid, None, ctypes.addressof(self._message))
         registers = self._registers
@@ -127,10 +146,15 @@ class Tracer:
             self._ptrace(_CONT, tid, None, None)
             return
         name, signature = _BY_NUMBER[number]
-        # Not while another thread is inside a write: the difference would be that write.
-        if self._mapped and name in _LOOK_BEFORE and not any(call[0] in _CHANGING for call in self._inside.values()):
-            self._look(tid)
         text = f"{name}({', '.join(self._arguments(tid, signature, arguments))}"
+        if self._is_ordered(tid, name, text, arguments):
+            if self._holder is not None:
+                self._waiting.append(tid)
+                return
+            self._holder = tid
+        # Not while another thread is inside a write: the difference would be that write.
+        if self._mapped and name in _LOOK_BEFORE and self._holder in (None, tid):
+            self._look(tid)
         self._flush()
         self._inside[tid] = (name, text, arguments)
         self._unwritten = tid
@@ -139,6 +163,25 @@ class Tracer:
             self._ptrace(_CONT, tid, None, None)
         else:
             self._ptrace(_SYSCALL, tid, None, None)
+
+    def _is_ordered(self, tid: int, name: str, text: str, arguments: tuple[int, ...]) -> bool:
+        if name in _UNORDERED or (name not in _ON_PATHS and self._root_shown not in text):
+            return False
+        # What may wait for another thread (FIFOs, terminals) must not keep the others out.
+        try:
+            if name in ("open", "creat", "openat", "openat2"):
+                path = self._string(tid, arguments[0 if name in ("open", "creat") else 1])
+                return path.startswith(b"/") is False or _cannot_block(path)
+            return name in _ON_PATHS or _cannot_block(f"/proc/{tid}/fd/{_signed32(arguments[0])}")
+        except OSError:
+            return True
+
+    def _let_in(self, tid: int) -> None:
+        """`tid` is through: the next one in the queue enters."""
+        if self._holder == tid:
+            self._holder = None
+        while self._holder is None and self._waiting:
+            self._entered(self._waiting.pop(0))
 
     def _returned(self, tid: int, known: int | None = None) -> None:
         if tid not in self._inside:
@@ -282,6 +325,11 @@ class Tracer:
             return os.readlink(link)  # noqa: PTH115 (no pathlib in a tracer that every traced call waits for)
         except OSError:
             return None
+
+
+def _cannot_block(path: str | bytes) -> bool:
+    mode = os.stat(path).st_mode  # noqa: PTH116
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
 
 def _signed(value: int) -> int:

@@ -26,12 +26,14 @@ def version() -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if asked.returncode == 0 and found else None
 
 
-def command_line(log: Path, command: list[str]) -> list[str]:
+def command_line(log: Path, command: list[str], preload: Path | None = None) -> list[str]:
     """strace and its options in front of a command. Contents of reads are not decoded: only how far they move matters."""
     known = version()
     fast = ["--seccomp-bpf"] if known is not None and known >= _SECCOMP_SINCE else []
     calls = ",".join(f"?{name}" for name, (number, _) in SYSTEM_CALLS.items() if number >= 0)
     options = ["-f", *fast, "-y", "-xx", "-qq", "-s", str(MAX_PAYLOAD_BYTES), "-e", "signal=none", "-e", "raw=read,readv,preadv2"]
+    if preload is not None:
+        options += ["-E", f"LD_PRELOAD={preload}"]
     return ["strace", *options, "-e", f"trace={calls}", "-o", str(log), "--", *command]
 
 
