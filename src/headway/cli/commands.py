@@ -21,6 +21,7 @@ COMMANDS = {
     "calibrate": Command("measure how long work takes on this machine", "headway.cli.calibrate", "serve", computes=True),
     "bench": Command("let several apps compete for a model and see who kept their promises", "headway.cli.bench", "serve,bench"),
     "attention": Command("time, calibrate and explain attention kernels and plans", "headway.cli.attention", "attention", computes=True),
+    "crashtest": Command("find what a power cut can break in any program", "headway.cli.crashtest", "crashtest"),
     "replay": Command("repeat every decision of a journal and compare", "headway.cli.replay", "serve"),
     "doctor": Command("what this machine has, and what is missing for what", "headway.cli.doctor"),
     "version": Command("versions of headway and of what it stands on", "headway.cli.version"),

@@ -21,6 +21,7 @@ EXAMPLES = """\
 EXTRAS = {
     "serve": ("numba", "llvmlite", "tokenizers", "jinja2", "uvicorn", "h11", "msgspec", "prometheus_client"),
     "bench": ("yaml", "rich", "msgspec"),
+    "crashtest": ("msgspec", "mfusepy"),
 }
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
@@ -124,7 +125,7 @@ def _pip() -> tuple[str, str]:
 
 def _strace() -> tuple[str, str]:
     version = answers("strace", "--version")
-    return version or "none that runs", "" if version else "not needed: nothing in this release traces with it"
+    return version or "none that runs", "" if version else "crashtest traces with ptrace instead, slower and as complete"
 
 
 def _chromium() -> tuple[str, str]:

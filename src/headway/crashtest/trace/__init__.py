@@ -1,0 +1,1 @@
+"""Tracers and importers: everything that produces an operations.Trace."""
