@@ -52,7 +52,7 @@ def test_careful_programs_are_clean(system: str, name: str) -> None:
     if lacking(system):
         pytest.skip(lacking(system))
     target = find(name)
-    run = run_real(system, command(name), target.oracle, RealOptions())
+    run = run_real(system, command(name), target.oracle, RealOptions(limit=400))
     assert run.states > 0
     assert not run.failures, run.failures
     assert not leftovers()

@@ -193,7 +193,7 @@ exit $status
 def _tar(tree: Tree) -> bytes:
     out = io.BytesIO()
     first: dict[int, str] = {}
-    with tarfile.open(fileobj=out, mode="w") as archive:
+    with tarfile.TarFile(fileobj=out, mode="w") as archive:
         for path, inode, node in tree.walk():
             entry = tarfile.TarInfo(path)
             if isinstance(node, Symlink):
