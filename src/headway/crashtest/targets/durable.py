@@ -5,6 +5,7 @@ from pathlib import Path
 
 from headway.core.disk import Disk
 from headway.core.durable import ChunkLog, Journal, publish, publish_dir, read_chunks
+from headway.core.journal_files import SegmentFiles
 from headway.crashtest.histories import old_or_new, prefix_of_history
 from headway.crashtest.markers import ack, begin
 from headway.crashtest.oracle import Verdict
@@ -19,15 +20,21 @@ class _NoDataSync(Disk):
         pass
 
 
-class ForgetfulJournal(Journal):
-    """The planted bug: the old segment is not synced before the first byte of the new one."""
-
+class _ForgetfulFiles(SegmentFiles):
     def _begin_segment(self, first_seq: int) -> None:
         disk, self._disk = self._disk, _NoDataSync()
         try:
             super()._begin_segment(first_seq)
         finally:
             self._disk = disk
+
+
+class ForgetfulJournal(Journal):
+    """The planted bug: the old segment is not synced before the first byte of the new one."""
+
+    def __init__(self, directory: str | Path, *, segment_bytes: int) -> None:
+        super().__init__(directory, segment_bytes=segment_bytes)
+        self._files.__class__ = _ForgetfulFiles
 
 
 def _payload(n: int) -> bytes:
