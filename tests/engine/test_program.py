@@ -189,6 +189,16 @@ def test_a_long_row_split_over_threads_gives_the_same_bits_every_time(pair: dict
         assert (built.program.logits[0] == whole[-1]).all()
 
 
+def test_tokens_one_by_one_have_the_bits_of_the_same_rows_in_one_piece(pair: dict[str, Built]) -> None:
+    """Past 512 tokens a row alone is split over threads and folded; rows of one piece are not. Neither may leave a trace for the next."""
+    ids = np.random.default_rng(9).integers(3, 300, LENGTH).tolist()
+    for built, pages in ((pair["one"], 160), (pair["three"], 80)):
+        table = np.arange(pages)[None]
+        together = logits_of(built, ids, [512, 512, LENGTH - 1024], table, 1024)
+        one_by_one = logits_of(built, ids, [512, 512, *[1] * (LENGTH - 1024)], table, 1024)
+        assert (together == one_by_one).all()
+
+
 def test_what_a_page_held_before_does_not_matter(pair: dict[str, Built]) -> None:
     built = pair["one"]
     ids = np.random.default_rng(4).integers(3, 300, 21).tolist()
