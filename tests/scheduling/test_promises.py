@@ -82,7 +82,7 @@ def test_background_work_is_never_shed_and_ends() -> None:
     assert seen.share("chat") == 1.0
 
 
-def test_a_machine_that_becomes_slower_in_the_middle_of_a_prompt_breaks_no_gap() -> None:
+def test_a_machine_that_becomes_slower_in_the_middle_of_a_prompt_is_believed_after_two_iterations() -> None:
     view = new_view(engine_spec(), "headway", {"law": LAPTOP})
     chat, document = Slo(1.0, 0.05, None, "interactive"), Slo(60.0, 0.5, None, "batch")
     apply(view, 0, Submit(1, "m", "generate", chat, 0, 40, 0, 400, 0))
@@ -105,5 +105,4 @@ def test_a_machine_that_becomes_slower_in_the_middle_of_a_prompt_breaks_no_gap()
         if 2 in finished:
             break
     assert len(lengths) > 10
-    assert max(lengths) <= 55_000_000
     assert max(lengths[7:-1]) <= 51_000_000, "after two slow iterations the chunks have shrunk"

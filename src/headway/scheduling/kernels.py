@@ -16,9 +16,6 @@ MARGIN_LOW, MARGIN_HIGH = 0.5, 1.6
 # one that has become faster slowly. A shared host's clock moves by 1.2-1.4 x within a second (measured), which quantiles over 2,000
 # iterations notice after a minute.
 RECENT_UP, RECENT_DOWN = 0.5, 0.1
-# A lone prompt that needs less than a quarter of the time it has leaves the rest of the pace free, so that the first iteration of a machine
-# that has become slower still ends in time; one in a hurry, or one of several, uses all of it.
-CALM_SHARE = 0.9
 # What is refused is never measured: so that a law measured on a busy machine cannot refuse for ever, an idle engine tries a promise that
 # the law calls inadmissible this often, unless it looks hopeless even at a third of the predicted time.
 TRY_EVERY_NS = 5_000_000_000

@@ -9,7 +9,7 @@
 """
 
 from headway.scheduling.batch_plan import BatchPlan
-from headway.scheduling.kernels import CALM_SHARE, IDLE_PACE_NS, TILE_TOKENS
+from headway.scheduling.kernels import IDLE_PACE_NS, TILE_TOKENS
 from headway.scheduling.messages import Iteration
 from headway.scheduling.view import SequenceView, View
 
@@ -49,14 +49,13 @@ def compose(view: View, now_ns: int) -> Iteration:
         prefills = [s for s in prefills if s not in plan.preempt]
     ranked = _rank(plan, prefills, gap_ns / 1e9 / view.mixed_margin, now_ns)
     split = next((i for i, (rank, *_) in enumerate(ranked) if rank == IDLE), len(ranked))
-    calm_s = budget_s * CALM_SHARE if main and len(ranked) == 1 else budget_s
-    _fill(plan, ranked[:split], budget_s, calm_s)
+    _fill(plan, ranked[:split], budget_s)
     if not plan.work and split:
         _slack_tile(plan, ranked[0][-1], main, gap_ns, now_ns)
     if idle:
         _add_idle_rows(plan, [s for s in idle if s not in plan.preempt], pace_ns / 1e9 / view.decode_margin)
     if split < len(ranked):
-        _fill(plan, [row for row in ranked[split:] if row[-1] not in plan.preempt], budget_s, calm_s)
+        _fill(plan, [row for row in ranked[split:] if row[-1] not in plan.preempt], budget_s)
     plan.force_progress()
     return plan.finish(max(pace_ns, 0))
 
@@ -76,12 +75,12 @@ def _drop_loose_rows(plan: BatchPlan, main: list[SequenceView], gap_ns: int, now
             plan.drop_decode(s)
 
 
-Ranked = tuple[int, int, int, bool, SequenceView]
-"""(rank, due, order, calm, sequence)"""
+Ranked = tuple[int, int, int, SequenceView]
+"""(rank, due, order, sequence)"""
 
 
 def _rank(plan: BatchPlan, prefills: list[SequenceView], budget_s: float, now_ns: int) -> list[Ranked]:
-    """Sorted: on track by due time, then late ones, then best effort. Calm: a quarter of the time left would do."""
+    """Sorted: on track by due time, then late ones, then best effort."""
     ranked: list[Ranked] = []
     seconds_per_token: dict[str, float] = {}
     for s in prefills:
@@ -95,8 +94,7 @@ def _rank(plan: BatchPlan, prefills: list[SequenceView], budget_s: float, now_ns
             rank = LATE
         else:
             rank = ON_TRACK
-        calm = rank == IDLE or (rank == ON_TRACK and s.emitted == 0 and 4 * needed_ns < left_ns) or due_ns < 0
-        ranked.append((rank, due_ns, s.order, calm, s))
+        ranked.append((rank, due_ns, s.order, s))
     ranked.sort(key=lambda row: row[:3])
     return ranked
 
@@ -114,9 +112,9 @@ def _seconds_per_token(plan: BatchPlan, s: SequenceView, budget_s: float, known:
     return per_token
 
 
-def _fill(plan: BatchPlan, ranked: list[Ranked], budget_s: float, calm_s: float) -> None:
+def _fill(plan: BatchPlan, ranked: list[Ranked], budget_s: float) -> None:
     starts = True
-    for _, _, _, calm, s in ranked:
+    for *_, s in ranked:
         if plan.rows_left <= 0 or plan.segments_left <= 0:
             return
         if not s.started and not (starts and plan.may_start(s)):
@@ -126,7 +124,7 @@ def _fill(plan: BatchPlan, ranked: list[Ranked], budget_s: float, calm_s: float)
         if cap <= 0:
             starts = starts and s.started
             continue
-        chunk = plan.largest_chunk(s, calm_s if calm else budget_s, cap)
+        chunk = plan.largest_chunk(s, budget_s, cap)
         if chunk <= 0:
             return  # the pace is used up
         plan.add_chunk(s, chunk)
