@@ -1,6 +1,6 @@
 """The oracle: attention of every query token over the kept tokens of its table rows, by definition and in float64. Knows no plan.
 
-It reads tables and pools like any back end, then hands dense arrays of one head to kernels/reference/attention.py.
+It reads tables and pools like any back end, then hands dense arrays of one head to kernels/reference/attention_items.py.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from headway.attention.block_sparse import BlockSparse
 from headway.attention.kv import PagedKV
 from headway.attention.print_numpy import evaluate
 from headway.attention.variant import Variant
-from headway.kernels.reference.attention import Hook, attend
+from headway.kernels.reference.attention_items import Hook, attend
 
 F64 = NDArray[np.float64]
 
