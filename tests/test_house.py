@@ -45,7 +45,6 @@ WRITERS = {
     "crashtest/trace/ptrace.py": "the tracer's log in a scratch directory; it runs without the package's imports",
     "crashtest/trace/record.py": "opens the scratch file that a traced program writes its markers to",
     "cli/main.py": "sends what nobody reads any more to the null device",
-    "crashtest/stored.py": "a tar archive built in memory; it reaches the disk through publish",
     "crashtest/oracle.py": "the markers of one check, in memory, gone after it",
     "crashtest/realfs/filesystems.py": "the image that mkfs fills, in memory, gone after the session",
     "crashtest/realfs/session.py": "orders to our own FUSE server and a file that is there to be synced",
