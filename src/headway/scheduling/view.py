@@ -12,7 +12,7 @@ from headway.scheduling.kernels import GUESSED_LAW, clip_margin, pages_for
 from headway.scheduling.learned import ForgetfulHistogram
 from headway.scheduling.messages import EngineSpec, ModelSpec
 
-SCHEMA = "headway.view/1"
+SCHEMA = "headway.view/2"
 PolicyName = Literal["fcfs", "headway"]
 # Of the distribution of output lengths (learned.py); the quantile is ours. Wrong promises cost a preemption, not an error.
 PROMISE_QUANTILE = 0.8

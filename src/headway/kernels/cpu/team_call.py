@@ -6,7 +6,7 @@ import numpy as np
 
 from headway.kernels.cpu import layout
 from headway.kernels.cpu.memory import Arena, address
-from headway.kernels.cpu.team import MAX_THREADS, Team
+from headway.kernels.cpu.team import Team
 
 
 class TeamCall:
@@ -28,6 +28,5 @@ class TeamCall:
 
     def run(self, team: Team) -> None:
         """One chunk a thread: who finds the kernel's own cursor exhausted is done at once."""
-        assert team.n_threads <= MAX_THREADS
         self._ops[:, layout.OP_CHUNKS] = team.n_threads
         team.run(self._program)

@@ -1,8 +1,7 @@
 """`headway`: earliest deadline first, and no iteration longer than the running promises allow.
 
 1. Decode rows run first. The *pace* is the least of: a running decode's tpot, the time until its next token is due, the router's Pace,
-   `IDLE_PACE_NS`. Predicted time x learned 95 % quantile stays within it (without
-   stretching: a reader sees gaps near tpot, never beyond).
+   `IDLE_PACE_NS`. Predicted time x learned 95 % quantile stays within it: a reader sees gaps near tpot, never beyond.
 2. The rest of the pace is filled with prefill chunks, earliest due time first, several if they fit. Prompts that can no longer make their
    first due time come after those that can, best effort after them.
 3. Decode rows and prompts without a promise run in what is left.
@@ -49,13 +48,13 @@ def compose(view: View, now_ns: int) -> Iteration:
         prefills = [s for s in prefills if s not in plan.preempt]
     ranked = _rank(plan, prefills, gap_ns / 1e9 / view.mixed_margin, now_ns)
     split = next((i for i, (rank, *_) in enumerate(ranked) if rank == IDLE), len(ranked))
-    _fill(plan, ranked[:split], budget_s)
+    _fill(plan, [s for *_, s in ranked[:split]], budget_s)
     if not plan.work and split:
         _slack_tile(plan, ranked[0][-1], main, gap_ns, now_ns)
     if idle:
         _add_idle_rows(plan, [s for s in idle if s not in plan.preempt], pace_ns / 1e9 / view.decode_margin)
     if split < len(ranked):
-        _fill(plan, [row for row in ranked[split:] if row[-1] not in plan.preempt], budget_s)
+        _fill(plan, [s for *_, s in ranked[split:] if s not in plan.preempt], budget_s)
     plan.force_progress()
     return plan.finish(max(pace_ns, 0))
 
@@ -75,22 +74,15 @@ def _drop_loose_rows(plan: BatchPlan, main: list[SequenceView], gap_ns: int, now
             plan.drop_decode(s)
 
 
-Ranked = tuple[int, int, int, SequenceView]
-"""(rank, due, order, sequence)"""
-
-
-def _rank(plan: BatchPlan, prefills: list[SequenceView], budget_s: float, now_ns: int) -> list[Ranked]:
-    """Sorted: on track by due time, then late ones, then best effort."""
-    ranked: list[Ranked] = []
+def _rank(plan: BatchPlan, prefills: list[SequenceView], budget_s: float, now_ns: int) -> list[tuple[int, int, int, SequenceView]]:
+    """(rank, due, order, sequence), sorted: on track by due time, then late ones, then best effort."""
+    ranked: list[tuple[int, int, int, SequenceView]] = []
     seconds_per_token: dict[str, float] = {}
     for s in prefills:
         due_ns = s.next_due_ns() if s.emitted else s.first_due_ns()
-        left_ns = due_ns - now_ns
-        awaited = s.emitted == 0 and s.ttft_ns >= 0
-        needed_ns = s.left * _seconds_per_token(plan, s, budget_s, seconds_per_token) * 1e9 if awaited else 0.0
         if s.idle_only:
             rank = IDLE
-        elif s.missed or (awaited and needed_ns > left_ns):  # out of reach even if every coming iteration gave all its prefill time to it
+        elif s.missed or (s.emitted == 0 and s.ttft_ns >= 0 and _too_late(plan, s, budget_s, due_ns - now_ns, seconds_per_token)):
             rank = LATE
         else:
             rank = ON_TRACK
@@ -99,22 +91,22 @@ def _rank(plan: BatchPlan, prefills: list[SequenceView], budget_s: float, now_ns
     return ranked
 
 
-def _seconds_per_token(plan: BatchPlan, s: SequenceView, budget_s: float, known: dict[str, float]) -> float:
-    """Of a prompt read in iterations of `budget_s`; asked once a model."""
-    per_token = known.get(s.model)
+def _too_late(plan: BatchPlan, s: SequenceView, budget_s: float, left_ns: int, seconds_per_token: dict[str, float]) -> bool:
+    """Whether the due time is out of reach even if every coming iteration gave all its prefill time to this prompt."""
+    per_token = seconds_per_token.get(s.model)
     if per_token is None:
         cap = plan.view.spec.max_rows
         chunk = plan.largest_chunk(s, budget_s, cap) or TILE_TOKENS
         mp = plan.models[s.model]
         law = plan.view.models[s.model].law
         per_token = law.predict_s(mp.decode_rows, mp.kv_read_tokens, ((chunk, s.context_tokens),), mp.sampled) / chunk
-        known[s.model] = per_token
-    return per_token
+        seconds_per_token[s.model] = per_token
+    return s.left * per_token * 1e9 > left_ns
 
 
-def _fill(plan: BatchPlan, ranked: list[Ranked], budget_s: float) -> None:
+def _fill(plan: BatchPlan, prefills: list[SequenceView], budget_s: float) -> None:
     starts = True
-    for *_, s in ranked:
+    for s in prefills:
         if plan.rows_left <= 0 or plan.segments_left <= 0:
             return
         if not s.started and not (starts and plan.may_start(s)):
