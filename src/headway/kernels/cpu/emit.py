@@ -282,22 +282,6 @@ class Kit:
         b.branch(end)
         b.position_at_end(end)
 
-    def choose(self, condition: Value, type_: Any, yes: Callable[[], Value], no: Callable[[], Value]) -> Value:
-        """condition ? yes() : no(), of which only one runs."""
-        b = self.b
-        first, second, end = b.append_basic_block("yes"), b.append_basic_block("no"), b.append_basic_block("chosen")
-        b.cbranch(condition, first, second)
-        found = []
-        for start, make in ((first, yes), (second, no)):
-            b.position_at_end(start)
-            found.append((make(), b.block))
-            b.branch(end)
-        b.position_at_end(end)
-        phi = b.phi(type_)
-        for value, block in found:
-            phi.add_incoming(value, block)
-        return phi
-
     def call(self, function: Value, arguments: Sequence[Value]) -> None:
         """Call the kernel at address `function` with int64 arguments."""
         kind = ir.FunctionType(VOID, [I64] * len(arguments))
