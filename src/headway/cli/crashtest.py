@@ -180,6 +180,7 @@ def _pathfinder_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("trace", help="a trace, a tracer.log, or an INI configuration of the original")
     _oracle(parser)
     parser.add_argument("--root-dir", help="directory that was traced, for a tracer.log")
+    parser.add_argument("--regions", metavar="FILE.toml", help="the types of a trace's mapped memory: test its stores instead of its calls")
 
 
 ACTIONS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], str]] = {
