@@ -1,0 +1,1 @@
+"""`python -m benchmarks.kernels`: the matrix products of quantised weights, tile by tile, one thread."""
