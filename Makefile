@@ -17,7 +17,7 @@ TEST_MODEL := smollm2-135m
 
 help:
 	@echo "make demo             serve a real model to three apps at once, with and without promises (first run downloads about 250 MB)"
-	@echo "make test             the tests (under 12 minutes on two cores; pulls $(TEST_MODEL) once, 93 MB)"
+	@echo "make test             the tests (about 12 minutes on two cores; pulls $(TEST_MODEL) once, 93 MB)"
 	@echo "make test-all ROOM=x  also the long ones of one room (or of all): full grids, fuzzing, browser, peers (after make peers)"
 	@echo "make lint             ruff, mypy, import rules"
 	@echo "make bench            the promises benchmark: five quiet pairs of fcfs and headway"
