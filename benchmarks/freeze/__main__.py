@@ -103,6 +103,14 @@ async def once(server: Server, model: str, k: int) -> Freeze:
     return Freeze(gaps, *waits, (begin, end))
 
 
+def _shown(run: Freeze) -> Freeze:
+    """Printed at once: who stops a long measurement keeps what it has."""
+    if not run.problem:
+        client = f"client gap {run.client_gap_s * 1e3:5.0f} ms ({run.excess_s * 1e3:.0f} without run queues)"
+        print(f"  {client}; TTFT {run.ttft_s:.2f} s (solo {run.solo_ttft_s:.2f})", flush=True)
+    return run
+
+
 def engine_gaps_s(port: int, windows: Sequence[tuple[int, int]]) -> list[float | None]:
     """Longest engine-side gap of the stream in each window, from the Reports: the sequence that emitted most there is the stream."""
     emitted: list[tuple[int, int]] = []
@@ -156,7 +164,7 @@ def main() -> int:
     machine = header(f"freeze: a stream with tpot_ms 50, then a {_PROMPT_TOKENS}-token prompt; {options.repeats} quiet repetitions")
     rows: list[Row] = []
     with headway() as server:
-        done = repeat(options.repeats, lambda k: asyncio.run(once(server, "smollm2-135m", k)), any_noise=options.any_noise)
+        done = repeat(options.repeats, lambda k: _shown(asyncio.run(once(server, "smollm2-135m", k))), any_noise=options.any_noise)
         port = server.port
     runs = done.kept or done.noisy
     kept = [run for run in runs if not run.problem]
@@ -165,10 +173,7 @@ def main() -> int:
     if kept:
         engine = engine_gaps_s(port, [run.window_ns for run in kept])
         rows += judge(kept, engine, done.measurable and not options.any_noise and len(kept) == len(runs))
-        for run, gap in zip(kept, engine):
-            side = "-" if gap is None else f"{gap * 1e3:.0f}"
-            client = f"client gap {run.client_gap_s * 1e3:5.0f} ms ({run.excess_s * 1e3:.0f} without run queues)"
-            print(f"  {client}, engine {side:>4} ms; TTFT {run.ttft_s:.2f} s (solo {run.solo_ttft_s:.2f})")
+        print("  engine-side gaps, ms: " + " ".join("-" if gap is None else f"{gap * 1e3:.0f}" for gap in engine))
     model = next((str(path) for path in sorted((models_dir() / "smollm2-135m").glob("*.gguf"))), "")
     with llama(model, len(os.sched_getaffinity(0))) as peer:
         if peer is not None:
